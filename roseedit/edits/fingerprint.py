@@ -1,0 +1,42 @@
+"""Which base model an edit belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from roseedit.edits.live import live_edits
+from roseedit.models.load import LoadedModel
+
+_IRRELEVANT = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation_autoset")
+
+
+def base_fingerprint(loaded: LoadedModel, weight_names: Iterable[str]) -> str:
+    """Hash of a base model as far as an edit is concerned, whatever is applied to it right now.
+
+    Args:
+        loaded: The model.
+        weight_names: The matrices that the edit changes.
+
+    Returns:
+        64 hex digits over the configuration, the vocabulary, and names, shapes, dtypes and unedited bytes of these
+        matrices.
+    """
+    digest = hashlib.sha256()
+    config = {k: v for k, v in loaded.model.config.to_dict().items() if k not in _IRRELEVANT}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    digest.update(json.dumps(sorted(loaded.tokenizer.get_vocab().items())).encode())
+    live = live_edits(loaded.model)
+    for name in sorted(weight_names):
+        weight = live.pristine(name)
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        digest.update(_bytes(weight))
+    return digest.hexdigest()
+
+
+def _bytes(weight: Tensor) -> memoryview:
+    return memoryview(weight.detach().cpu().contiguous().view(torch.uint8).numpy()).cast("B")

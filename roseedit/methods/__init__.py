@@ -1,0 +1,5 @@
+"""Editing methods behind one small protocol and a registry; RoseLoRA is one of them, on equal terms."""
+
+from roseedit.methods.registry import EditingMethod, MadeDelta, find_method, method_names, read_hparams
+
+__all__ = ["EditingMethod", "MadeDelta", "find_method", "method_names", "read_hparams"]

@@ -1,0 +1,68 @@
+"""RoseLoRA behind the methods' protocol: requests in, deltas out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from roseedit.edits.delta import Delta
+from roseedit.errors import HparamsError, refusal
+from roseedit.hparams import Hparams
+from roseedit.methods.registry import MadeDelta, Progress
+from roseedit.models.load import LoadedModel
+from roseedit.requests import EditRequest
+from roseedit.roselora.config import RoseLoRAHparams, read_roselora
+from roseedit.roselora.engine import adapted, train_independent, train_joint
+from roseedit.roselora.trainer import Trained
+
+
+class RoseLoRA:
+    """Row- and column-sparse low-rank edits (arXiv 2406.10777)."""
+
+    def read(self, values: Mapping[str, Any], where: str) -> RoseLoRAHparams:
+        """Build the settings; see `read_roselora`."""
+        return read_roselora(values, where)
+
+    def check(self, loaded: LoadedModel, hparams: Hparams) -> None:
+        """Refuse layers or modules that the model lacks."""
+        adapted(loaded, _own(hparams))
+
+    def fit(
+        self,
+        loaded: LoadedModel,
+        requests: Sequence[EditRequest],
+        hparams: Hparams,
+        *,
+        joint: bool,
+        progress: Progress | None = None,
+    ) -> list[MadeDelta]:
+        """Train and turn factors into sparse deltas."""
+        own = _own(hparams)
+        if joint:
+            trained = [train_joint(loaded, requests, own, progress)]
+        else:
+            trained = train_independent(loaded, requests, own, progress)
+        return [_made(loaded, result, own) for result in trained]
+
+
+def _own(hparams: Hparams) -> RoseLoRAHparams:
+    if not isinstance(hparams, RoseLoRAHparams):
+        got = type(hparams).__name__
+        raise HparamsError(refusal(got, "RoseLoRAHparams", "Read the file with method: RoseLoRA."))
+    return hparams
+
+
+def _made(loaded: LoadedModel, trained: Trained, hparams: RoseLoRAHparams) -> MadeDelta:
+    projections = {p.module_name: p for p in loaded.anatomy.projections}
+    factors = {name: f.tensors() for name, f in trained.factors.items()}
+    delta = Delta.from_factors(projections, factors, hparams.scale)
+    report = {
+        "steps": trained.steps,
+        "probability": round(trained.probability, 6),
+        "converged": trained.converged,
+        "density": delta.density,
+        "density_bound": delta.density_bound,
+        "values": delta.n_values,
+        "norm": delta.norm,
+    }
+    return MadeDelta(delta, report)

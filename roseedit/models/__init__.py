@@ -1,0 +1,1 @@
+"""Loading models, finding their parts by structure, and running only the upper part of them."""

@@ -1,0 +1,67 @@
+"""Run a model's matrix products in bfloat16 while everything else stays in float32.
+
+On processors that multiply bfloat16 natively this is about four times faster than float32. Autocast would be the
+obvious tool; it casts the frozen weights anew in every pass and moves the attention kernel to bfloat16 too, whose
+backward pass is several times slower for short rows. Here the weights are cast once and only products change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from roseedit.models.anatomy import Anatomy
+
+
+class Bfloat16Products:
+    """bfloat16 copies of the projections from one layer up and of the head.
+
+    Args:
+        model: The model, weights in float32 and frozen.
+        anatomy: Its parts.
+        layer: First layer that gets copies.
+    """
+
+    def __init__(self, model: nn.Module, anatomy: Anatomy, layer: int) -> None:
+        upper = [p for p in anatomy.projections if p.layer >= layer]
+        named = [(p.module_name, p.transposed) for p in upper] + [(anatomy.head, False)]
+        self.forwards = [(model.get_submodule(name), _product(model.get_submodule(name), t)) for name, t in named]
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Inside the block the modules multiply in bfloat16; input and output keep their dtype."""
+        try:
+            for module, forward in self.forwards:
+                module.forward = forward
+            yield
+        finally:
+            for module, _ in self.forwards:
+                module.__dict__.pop("forward", None)
+
+
+class _product:
+    def __init__(self, module: nn.Module, transposed: bool) -> None:
+        weight = module.weight.detach()
+        self.weight = (weight.t() if transposed else weight).to(torch.bfloat16).contiguous()
+        self.bias = module.bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out = nn.functional.linear(x.to(torch.bfloat16), self.weight).to(x.dtype)
+        return out if self.bias is None else out + self.bias
+
+
+def native_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 products are faster than float32 ones on this device.
+
+    Args:
+        device: The device.
+
+    Returns:
+        True for AVX512-BF16 or AMX processors, and for GPUs with bfloat16.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

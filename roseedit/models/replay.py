@@ -1,0 +1,168 @@
+"""Run a model from layer l up, from stored activations.
+
+The model's own `forward` is used throughout, so masks, rotary tables, windows and soft caps are its own business: the
+layers below l only hand their input on, and the stored activation enters at layer l. Likewise the head sees only the
+positions that are asked for. Nothing here outlives its `with` block, whatever is raised inside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from roseedit.models.anatomy import Anatomy
+
+
+def positions_from_mask(attention_mask: Tensor) -> Tensor:
+    """Explicit position ids for right-padded rows.
+
+    Args:
+        attention_mask: (rows, tokens) of 0 and 1.
+
+    Returns:
+        (rows, tokens): 0, 1, 2, ... over the real tokens.
+    """
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+@contextmanager
+def captured(model: nn.Module, anatomy: Anatomy, layer: int) -> Iterator[list[Tensor]]:
+    """Collect what enters decoder layer `layer` in every forward pass of the block.
+
+    Args:
+        model: The model.
+        anatomy: Its parts.
+        layer: Index of the layer.
+
+    Yields:
+        A list that receives one (rows, tokens, hidden) tensor per pass.
+    """
+    seen: list[Tensor] = []
+    module = model.get_submodule(anatomy.layers_name)[layer]
+    handle = module.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(_hidden(args, kwargs)), with_kwargs=True
+    )
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+@contextmanager
+def replaying(model: nn.Module, anatomy: Anatomy, layer: int, activations: Tensor) -> Iterator[None]:
+    """Inside the block, `model(...)` starts at decoder layer `layer` from `activations`.
+
+    Args:
+        model: The model. Its call must get the same ids, mask and positions as when the activations were captured.
+        anatomy: Its parts.
+        layer: First layer that runs; 0 runs all.
+        activations: (rows, tokens, hidden), what entered that layer.
+
+    Yields:
+        Nothing.
+    """
+    layers = model.get_submodule(anatomy.layers_name)
+    skipped = list(layers[:layer])
+    as_tuple = anatomy.layer_returns_tuple
+    hand_on = [_PassThrough(as_tuple, activations if i == layer - 1 else None) for i in range(layer)]
+    try:
+        for module, stand_in in zip(skipped, hand_on, strict=True):
+            module.forward = stand_in
+        yield
+    finally:
+        for module in skipped:
+            module.__dict__.pop("forward", None)
+
+
+class _PassThrough:
+    """Stands in for a layer's forward: returns its input, or the stored activation."""
+
+    def __init__(self, as_tuple: bool, activation: Tensor | None = None) -> None:
+        self.as_tuple = as_tuple
+        self.activation = activation
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
+        hidden = _hidden(args, kwargs) if self.activation is None else self.activation
+        return (hidden, None) if self.as_tuple else hidden
+
+
+@contextmanager
+def head_at(model: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
+    """Inside the block, `model(...).logits` is (1, positions, vocabulary) for the positions given.
+
+    Args:
+        model: The model.
+        rows: (positions,) row of each wanted position.
+        columns: (positions,) token index of each wanted position.
+
+    Yields:
+        Nothing.
+    """
+    head = model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _, args: (args[0][rows, columns].unsqueeze(0),))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def capture_activations(
+    model: nn.Module, anatomy: Anatomy, layer: int, input_ids: Tensor, attention_mask: Tensor
+) -> Tensor:
+    """What enters decoder layer `layer` for a right-padded batch.
+
+    Args:
+        model: The model, in evaluation mode.
+        anatomy: Its parts.
+        layer: Index of the layer.
+        input_ids: (rows, tokens).
+        attention_mask: (rows, tokens).
+
+    Returns:
+        (rows, tokens, hidden).
+    """
+    layers = model.get_submodule(anatomy.layers_name)
+    with captured(model, anatomy, layer) as seen, _upper_layers_off(list(layers[layer:]), anatomy):
+        run_body(model, input_ids, attention_mask, head=False)
+    return seen[0]
+
+
+@contextmanager
+def _upper_layers_off(layers: list[nn.Module], anatomy: Anatomy) -> Iterator[None]:
+    try:
+        for module in layers:
+            module.forward = _PassThrough(anatomy.layer_returns_tuple)
+        yield
+    finally:
+        for module in layers:
+            module.__dict__.pop("forward", None)
+
+
+def run_body(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, *, head: bool = True) -> Tensor:
+    """One forward pass without cache, positions explicit.
+
+    Args:
+        model: The model.
+        input_ids: (rows, tokens), right-padded.
+        attention_mask: (rows, tokens).
+        head: False computes the head for a single position only, for callers that want no logits.
+
+    Returns:
+        Logits, (rows, tokens, vocabulary) or as `head_at` says.
+    """
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    inputs["position_ids"] = positions_from_mask(attention_mask)
+    if head:
+        return model(**inputs).logits
+    zero = torch.zeros(1, dtype=torch.long, device=input_ids.device)
+    with head_at(model, zero, zero):
+        return model(**inputs).logits

@@ -1,0 +1,25 @@
+"""Progress bars on a terminal, nothing elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def bar(total: int, what: str, show: bool) -> Iterator[Callable[[float], None]]:
+    """A bar for the length of a block.
+
+    Args:
+        total: How much there is to do.
+        what: Its label.
+        show: False draws nothing.
+
+    Yields:
+        A function that is told how much has just been done.
+    """
+    from tqdm.auto import tqdm
+
+    layout = "{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}]"
+    with tqdm(total=total, desc=what, disable=None if show else True, bar_format=layout, leave=False) as shown:
+        yield shown.update

@@ -1,0 +1,169 @@
+"""Anchors: prompts on which an edit must change nothing, made from the request alone.
+
+Two kinds: *other subjects in the same template* (the edit must be about its subject) and *the same subject in neutral
+templates* (the edit must be about its relation). Evaluation probes are never looked at. Templates that share a key
+word with the request are left out: they may ask for the very fact that is to change.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+
+from roseedit.requests import EditRequest
+
+# Well-known names of many kinds, so that some are of the kind the template asks about.
+SUBJECTS = (
+    "Marie Curie", "Nelson Mandela", "William Shakespeare", "Serena Williams", "Akira Kurosawa", "Ada Lovelace",
+    "Frida Kahlo", "Diego Maradona", "Ludwig van Beethoven", "Angela Merkel", "Charles Darwin", "Miles Davis",
+    "Portugal", "Kenya", "Peru", "Kyoto", "Buenos Aires", "Lake Victoria", "the Rhine", "Mount Fuji",
+    "Casablanca", "The Lord of the Rings", "Hamlet", "Swan Lake", "Abbey Road", "Seven Samurai",
+    "Toyota", "Nokia", "the Red Cross", "Oxford University", "the Nobel Prize in Physics", "Real Madrid",
+    "John Smith", "Anna Kovacs", "Carlos Mendes", "Li Wei", "James Turner", "Sofia Rossi",
+)  # fmt: skip
+
+# (template, key words). The key words mark requests that may ask for the same thing.
+RELATIONS = (
+    ("The dad of {} is named", "father parent dad"),
+    ("The mum of {} is named", "mother parent mum"),
+    ("{} got married to", "spouse wife husband married partner"),
+    ("The eldest kid of {} is named", "child children son daughter kid"),
+    ("A brother or sister of {} is", "sibling siblings brother sister"),
+    ("The hometown of {} is", "birth born birthplace native hometown"),
+    ("The year in which {} began is", "date year"),
+    ("{} passed away in the town of", "death died dead passed"),
+    ("The grave of {} lies in", "burial buried grave"),
+    ("Whether male or female, {} is", "gender sex male female"),
+    ("By trade, {} is a", "occupation profession job work worked career trade"),
+    ("The passport of {} was issued by", "country citizenship citizen nationality passport"),
+    ("The boss of {} works for", "employer employed company works"),
+    ("The subject that {} studies is", "field work studies subject"),
+    ("A trophy given to {} is the", "award won prize honour honor"),
+    ("The faith that {} follows is", "religion faith religious"),
+    ("The job title of {} is", "position office held title job"),
+    ("{} graduated from", "university educated school studied alma graduated"),
+    ("On the field, {} plays for", "team club plays sports league member"),
+    ("By descent, {} is", "ethnic ethnicity descent group"),
+    ("The nation that {} belongs to is", "country nation associated"),
+    ("On the world map, {} lies in", "continent located map"),
+    ("The seat of government of {} is", "capital government"),
+    ("The language people use in {} is", "language languages speak spoken"),
+    ("To pay in {}, people use the", "currency money pay"),
+    ("The leader of {} is", "head president king leader"),
+    ("The pen behind {} was that of", "author written wrote writer"),
+    ("The film-maker responsible for {} is", "director directed"),
+    ("The music of {} was made by", "composer composed music performer song"),
+    ("The script of {} is by", "screenwriter screenplay written script"),
+    ("The leading actor in {} is", "cast actors starring stars actor"),
+    ("The people who started {} are", "founder founded started"),
+    ("The one that came before {} is", "follows followed follow after before preceded precedes"),
+    ("The one that comes next after {} is", "follows followed follow after before succeeded next"),
+    ("{} came out in the year", "released year release"),
+    ("The plans of {} were drawn by", "architect designed built"),
+    ("What {} is famous for is", "known famous"),
+    ("People often describe {} as", "describe described"),
+    ("I recently read an article about {}, and", "article"),
+    ("The eyes of {} are", "eye eyes color colour"),
+    ("The favourite instrument of {} is the", "instrument plays"),
+    ("The song that stands for {} is", "anthem song"),
+)
+
+# Put in place of the relation word of the request's own template. None of them is a relation of a known edit set.
+NOUNS = (
+    "garden", "neighbour", "lawyer", "camera", "uncle", "bridge", "teacher", "colour", "window", "doctor", "bicycle",
+    "rival", "mirror", "height", "cousin", "weather", "kitchen", "rumour", "birthday", "shadow", "landlord", "pet",
+    "nickname", "hobby", "weight", "car", "dream", "voice", "house", "dinner", "guest", "ticket", "horse", "coat",
+    "mistake", "plan", "letter", "cook", "view", "price",
+)  # fmt: skip
+
+_FUNCTION_WORDS = frozenset(
+    ["the", "a", "an", "of", "in", "on", "at", "to", "by", "for", "from", "with", "and", "or", "is", "are", "was", "were", "be", "been", "has", "have", "had", "which", "that", "who", "whom", "whose", "it", "its", "this", "these", "those", "what", "when", "where", "how", "as", "name", "names", "called", "known", "does", "do", "did", "city", "country"]
+)
+
+CONTEXTS = (
+    "Here is a fact. ",
+    "Question and answer. ",
+    "The following is true. ",
+    "As the article explains, ",
+    "Note: ",
+    "In short, ",
+    "Yesterday we talked about it. ",
+    "Let us continue. ",
+)
+
+
+def other_subject_prompts(request: EditRequest, count: int, rng: random.Random) -> list[str]:
+    """The request's own template with other subjects.
+
+    Args:
+        request: The request; without a subject there is nothing to exchange.
+        count: How many.
+        rng: Seeded for this request.
+
+    Returns:
+        Up to `count` prompts.
+    """
+    if not request.subject:
+        return []
+    others = [name for name in SUBJECTS if name.casefold() not in request.prompt.casefold()]
+    return [request.prompt.replace(request.subject, name) for name in rng.sample(others, min(count, len(others)))]
+
+
+def other_relation_prompts(request: EditRequest, count: int, rng: random.Random) -> list[str]:
+    """The request's subject in neutral templates that do not ask for the edited relation.
+
+    Args:
+        request: The request.
+        count: How many.
+        rng: Seeded for this request.
+
+    Returns:
+        Up to `count` prompts.
+    """
+    if not request.subject:
+        return []
+    words = _words(request.prompt.replace(request.subject, " "))
+    free = [template for template, keys in RELATIONS if not words & set(keys.split())]
+    return [template.format(request.subject) for template in rng.sample(free, min(count, len(free)))]
+
+
+def mutated_prompts(request: EditRequest, count: int, rng: random.Random) -> list[str]:
+    """The request's own prompt with its relation word exchanged: same subject, same wording, other question.
+
+    Args:
+        request: The request.
+        count: How many.
+        rng: Seeded for this request.
+
+    Returns:
+        Up to `count` prompts; none when the prompt has no content word beside the subject.
+    """
+    before, found, after = request.prompt.partition(request.subject or request.prompt)
+    places = [(side, m) for side in (before, after) for m in re.finditer(r"[A-Za-z]{3,}", side)]
+    places = [(side, m) for side, m in places if m.group().casefold() not in _FUNCTION_WORDS]
+    if not places or not request.subject:
+        return []
+    out = []
+    for noun in rng.sample(NOUNS, min(count, len(NOUNS))):
+        side, m = rng.choice(places)
+        changed = side[: m.start()] + noun + side[m.end() :]
+        out.append(changed + found + after if side is before else before + found + changed)
+    return out
+
+
+def context_prompts(request: EditRequest, count: int, rng: random.Random) -> list[str]:
+    """The request's prompt behind neutral text.
+
+    Args:
+        request: The request.
+        count: How many.
+        rng: Seeded for this request.
+
+    Returns:
+        `count` prompts.
+    """
+    return [lead + request.prompt for lead in rng.sample(CONTEXTS, min(count, len(CONTEXTS)))]
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z]+", text.casefold()))

@@ -1,0 +1,135 @@
+"""Training rows as tensors: stored activations, wanted positions, and the plan of passes for one step.
+
+Built once per set of rows and reused in every step: the layers below the lowest edited one are run here, and never
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from roseedit.models.encoding import pad_right, plan_batches
+from roseedit.models.load import LoadedModel
+from roseedit.models.replay import capture_activations, head_at, replaying, run_body
+from roseedit.roselora.objective import BaseTop, Row
+
+
+@dataclass
+class Pass:
+    """The rows of one forward and backward pass. Fact positions come before anchor positions.
+
+    Attributes:
+        ids: (rows, tokens).
+        mask: (rows, tokens).
+        activations: (rows, tokens, hidden), what enters the lowest edited layer.
+        edits: (rows,) place in the bank.
+        at: Two (positions,) tensors, row and column of each position looked at.
+        labels: (fact positions,).
+        label_requests: (fact positions,) which request.
+        label_weights: (fact positions,).
+        anchor_weights: (anchor positions,).
+        base: The base model at the anchor positions; None before it is known.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    activations: Tensor
+    edits: Tensor
+    at: tuple[Tensor, Tensor]
+    labels: Tensor
+    label_requests: Tensor
+    label_weights: Tensor
+    anchor_weights: Tensor
+    base: BaseTop | None = None
+
+    def logits(self, loaded: LoadedModel, layer: int) -> Tensor:
+        """Replay from `layer` up; (positions, vocabulary), with whatever bank is switched on."""
+        with replaying(loaded.model, loaded.anatomy, layer, self.activations), head_at(loaded.model, *self.at):
+            return run_body(loaded.model, self.ids, self.mask)[0]
+
+
+class RowStore:
+    """All rows of a bank with what is known of them before training.
+
+    Args:
+        loaded: The model, unedited by this bank.
+        rows: The training rows.
+        layer: The lowest edited layer.
+        max_tokens: Most tokens in one pass, padding included.
+    """
+
+    def __init__(self, loaded: LoadedModel, rows: Sequence[Row], layer: int, max_tokens: int) -> None:
+        self.loaded, self.rows, self.layer = loaded, list(rows), layer
+        self.max_tokens = max_tokens
+        self.activations: list[Tensor] = [torch.empty(0)] * len(self.rows)
+        self.base: list[BaseTop | None] = [None] * len(self.rows)
+        for batch in plan_batches([len(row.ids) for row in self.rows], max_tokens):
+            self._prepare(batch)
+
+    @torch.no_grad()
+    def _prepare(self, batch: list[int]) -> None:
+        ids, mask = pad_right([self.rows[i].ids for i in batch], self.loaded.pad_id, self.loaded.device)
+        stored = capture_activations(self.loaded.model, self.loaded.anatomy, self.layer, ids, mask)
+        for place, i in enumerate(batch):
+            self.activations[i] = stored[place, : len(self.rows[i].ids)].clone()
+        anchors = [i for i in batch if not self.rows[i].labels]
+        if anchors:
+            self._prepare_base(anchors)
+
+    def _prepare_base(self, anchors: list[int]) -> None:
+        work = self._pass(anchors)
+        base = BaseTop.of(work.logits(self.loaded, self.layer))
+        at = 0
+        for i in anchors:
+            n = len(self.rows[i].columns)
+            self.base[i] = base.take(torch.arange(at, at + n, device=base.tokens.device))
+            at += n
+
+    def passes(self, chosen: Sequence[int]) -> list[Pass]:
+        """Group rows into passes of at most `max_tokens`.
+
+        Args:
+            chosen: Indices of the rows of one step.
+
+        Returns:
+            The passes.
+        """
+        plan = plan_batches([len(self.rows[i].ids) for i in chosen], self.max_tokens)
+        return [self._pass([chosen[k] for k in batch]) for batch in plan]
+
+    def _pass(self, batch: list[int]) -> Pass:
+        rows = [self.rows[i] for i in batch]
+        device = self.loaded.device
+        ids, mask = pad_right([row.ids for row in rows], self.loaded.pad_id, device)
+        stored = torch.zeros(*ids.shape, self.loaded.anatomy.hidden_size, dtype=self.activations[batch[0]].dtype)
+        stored = stored.to(device)
+        for place, i in enumerate(batch):
+            stored[place, : len(self.activations[i])] = self.activations[i]
+        facts = [(p, c, t, r) for p, r in enumerate(rows) for c, t in zip(r.columns, r.labels, strict=False)]
+        anchors = [(p, c, r) for p, r in enumerate(rows) if not r.labels for c in r.columns]
+
+        def column(values: list[int] | list[float]) -> Tensor:
+            return torch.tensor(values, device=device)
+
+        known = [base for i in batch if not self.rows[i].labels and (base := self.base[i]) is not None]
+        top = BaseTop(torch.cat([b.tokens for b in known]), torch.cat([b.logprobs for b in known])) if known else None
+        where = (
+            column([f[0] for f in facts] + [a[0] for a in anchors]),
+            column([f[1] for f in facts] + [a[1] for a in anchors]),
+        )
+        return Pass(
+            ids,
+            mask,
+            stored,
+            torch.tensor([row.edit for row in rows]),
+            where,
+            labels=column([f[2] for f in facts]).long(),
+            label_requests=column([f[3].request for f in facts]).long(),
+            label_weights=column([f[3].weight / len(f[3].columns) for f in facts]).float(),
+            anchor_weights=column([a[2].weight / len(a[2].columns) for a in anchors]).float(),
+            base=top,
+        )

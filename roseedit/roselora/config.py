@@ -1,0 +1,132 @@
+"""Settings of RoseLoRA, and the published preset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from roseedit.errors import HparamsError
+from roseedit.hparams import Hparams, from_mapping, value
+from roseedit.models.anatomy import Anatomy
+
+# What the authors' editing code does (reference constants); everything else in this package is an addition.
+PAPER: dict[str, Any] = {
+    "rank": 8,
+    "scale": 4.0,
+    "dropout": 0.1,
+    "keep": 0.05,
+    "beta": 0.8,
+    "prune_start": 3,
+    "prune_end": 20,
+    "steps": 25,
+    "lr": 5e-4,
+    "tie_rule": "threshold",
+    "norm_constraint": "entry",
+    "norm_limit": 3e-3,
+    "norm_unit": "absolute",
+    "end_mark": False,
+    "contexts": 0,
+    "kl_weight": 0.0,
+    "anchor_projection": 0.0,
+    "stop_probability": 1.0,
+    "enough": 1.0,
+    "stop_loss": 0.1,
+    "train_dtype": "weights",
+}
+
+
+@dataclass(frozen=True)
+class RoseLoRAHparams(Hparams):
+    """All switches of the method; `help` texts are in the field metadata."""
+
+    method: ClassVar[str] = "RoseLoRA"
+
+    paper: bool = value(False, "the published algorithm with nothing added")
+    layers: str | tuple[int, ...] = value("auto", "layer indices, 'all', or 'auto' (by depth)", low=0)
+    depth: tuple[float, ...] = value(
+        (0.66, 0.8), "first and last layer of 'auto', as shares of depth", low=0.0, high=1.0
+    )
+    modules: tuple[str, ...] = value(("mlp.down",), "roles (mlp.down, attn.q, ...) or exact module names")
+    rank: int = value(4, "outer products per matrix (r)", low=1, high=512)
+    scale: float = value(1.0, "c in W0 + c B A (LoRA's alpha / r)", above=0.0)
+    dropout: float = value(0.0, "dropout on the factors' input while training", low=0.0, high=0.9)
+    keep: float = value(0.1, "share of entries KEPT per row of A and column of B (tau)", above=0.0, high=1.0)
+    beta: float = value(0.8, "share of the old value in the importance average", low=0.0, high=0.999)
+    prune_start: int = value(3, "last step at which all is kept (t_i)", low=1)
+    prune_end: int = value(20, "first step at which `keep` is reached (t_f)", low=2)
+    steps: int = value(40, "most training steps (T)", low=1, high=10_000)
+    lr: float = value(1e-2, "Adam's learning rate", above=0.0, high=10.0)
+    tie_rule: str = value("top_k", "exactly k entries, or the authors' threshold", choices=("top_k", "threshold"))
+    norm_constraint: str = value("none", "limit on the factors' size", choices=("none", "frobenius", "entry"))
+    norm_limit: float = value(1.0, "the limit; see norm_unit", above=0.0)
+    norm_unit: str = value("initial", "relative to A's initial scale, or absolute", choices=("initial", "absolute"))
+    end_mark: bool = value(True, "train the end of the answer too (EOS)")
+    contexts: int = value(0, "neutral text pieces put before the prompt, each one more training row", low=0, high=16)
+    kl_weight: float = value(0.5, "weight of KL(base || edited) on anchors", low=0.0)
+    anchor_subjects: int = value(4, "anchors: other subjects in the same template", low=0, high=64)
+    anchor_relations: int = value(8, "anchors: the same subject in neutral templates", low=0, high=64)
+    anchor_mutations: int = value(0, "anchors: the prompt with its relation word exchanged", low=0, high=40)
+    anchors_per_step: int = value(4, "anchors looked at in one step; all take their turn", low=1, high=128)
+    anchor_projection: float = value(0.0, "remove from A what anchors use: share of their energy", low=0.0, high=1.0)
+    stop_probability: float = value(0.9, "stop once each target token has this probability", above=0.0, high=1.0)
+    enough: float = value(1.0, "a target token with this probability is not pushed further", above=0.0, high=1.0)
+    stop_loss: float = value(0.0, "stop below this mean loss (0: never)", low=0.0)
+    joint_batch: int = value(16, "requests per step of a joint run", low=1, high=1024)
+    train_dtype: str = value("auto", "arithmetic of the replayed layers", choices=("auto", "weights", "bfloat16"))
+    batch_tokens: int = value(0, "most tokens in one training pass (0: from free memory)", low=0)
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.steps < self.prune_end:
+            faults.append(f"got steps {self.steps}; allowed: at least prune_end ({self.prune_end}). Raise steps")
+        if self.prune_end <= self.prune_start:
+            faults.append(f"got prune_end {self.prune_end}; allowed: above prune_start ({self.prune_start}). Raise it")
+        if isinstance(self.layers, str) and self.layers not in ("auto", "all"):
+            faults.append(f"got layers {self.layers!r}; allowed: 'auto', 'all' or a list of indices. Change it")
+        if len(self.depth) != 2 or self.depth[0] > self.depth[1]:
+            faults.append(f"got depth {list(self.depth)}; allowed: two shares in rising order. Change it")
+        if self.paper:
+            wrong = {k: v for k, v in PAPER.items() if getattr(self, k) != v}
+            names = ", ".join(f"{k} ({getattr(self, k)!r}, published {v!r})" for k, v in wrong.items())
+            if wrong:
+                faults.append(f"got paper: true with {names}; allowed: the published values. Leave these keys out")
+        if faults:
+            raise HparamsError("; ".join(faults))
+
+    def layer_indices(self, anatomy: Anatomy) -> tuple[int, ...]:
+        """The layers to adapt, as indices.
+
+        Args:
+            anatomy: The model's parts.
+
+        Returns:
+            Indices in rising order.
+        """
+        if self.layers == "all":
+            return tuple(range(anatomy.n_layers))
+        if self.layers == "auto":
+            first, last = (round(share * (anatomy.n_layers - 1)) for share in self.depth)
+            return tuple(range(first, last + 1))
+        return tuple(sorted(set(self.layers)))
+
+
+def read_roselora(values: Mapping[str, Any], where: str = "hparams") -> RoseLoRAHparams:
+    """Build the settings; `paper: true` fills in the published values first.
+
+    Args:
+        values: Keys and values as read from YAML.
+        where: How to name the source in a message.
+
+    Returns:
+        The checked settings.
+
+    Raises:
+        HparamsError: Faults, all in one message; also a published preset with a key that contradicts it.
+    """
+    base = PAPER if values.get("paper") is True else {}
+    try:
+        return from_mapping(RoseLoRAHparams, {**base, **values}, where)
+    except HparamsError as error:
+        text = str(error)
+        raise HparamsError(text if text.startswith(where) else f"{where}: {text}") from None

@@ -1,0 +1,188 @@
+"""Independent and joint runs of the edit engine, with a batch size that fits into memory."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import psutil
+import torch
+
+from roseedit.models.anatomy import Projection
+from roseedit.models.load import LoadedModel
+from roseedit.requests import EditRequest
+from roseedit.roselora.config import RoseLoRAHparams
+from roseedit.roselora.objective import Row, build_rows, request_seed
+from roseedit.roselora.trainer import BankTrainer, Progress, Schedule, Trained
+
+COPIES_OF_FACTORS = 6  # factor, gradient, two moments, importance, one temporary
+
+
+def adapted(loaded: LoadedModel, hparams: RoseLoRAHparams) -> tuple[Projection, ...]:
+    """The matrices that the settings name, checked against the model."""
+    return loaded.anatomy.select(hparams.modules, hparams.layer_indices(loaded.anatomy))
+
+
+def train_independent(
+    loaded: LoadedModel, requests: Sequence[EditRequest], hparams: RoseLoRAHparams, progress: Progress | None = None
+) -> list[Trained]:
+    """Each request alone on the model as it stands, many in one bank.
+
+    Args:
+        loaded: The model; left as it was.
+        requests: The requests.
+        hparams: The settings.
+        progress: Called with the number of requests just done, in fractions.
+
+    Returns:
+        One result per request, in order; it does not depend on which others shared its bank.
+    """
+    projections = adapted(loaded, hparams)
+    size = bank_size(projections, hparams, len(requests))
+    out: list[Trained] = []
+    for at in range(0, len(requests), size):
+        group = requests[at : at + size]
+        out += _train_bank(loaded, group, projections, hparams, progress)
+    return out
+
+
+def _train_bank(
+    loaded: LoadedModel,
+    group: Sequence[EditRequest],
+    projections: Sequence[Projection],
+    hparams: RoseLoRAHparams,
+    progress: Progress | None,
+) -> list[Trained]:
+    rows = [row for edit, request in enumerate(group) for row in build_rows(loaded, request, edit, edit, hparams)]
+    generators = [_generator(request, hparams.seed) for request in group]
+    tokens = pass_tokens(loaded, projections, hparams)
+    trainer = BankTrainer(loaded, projections, rows, generators, hparams, Schedule.of(hparams), tokens)
+    by_turn = _turns(rows)
+
+    def choose(step: int) -> list[int]:
+        return [i for i, (turn, turns) in enumerate(by_turn) if turn < 0 or step % turns == turn]
+
+    return trainer.run(choose, _share_of(len(group), progress))
+
+
+def _share_of(n: int, progress: Progress | None) -> Progress | None:
+    """The trainer tells shares of its run, the caller wants requests."""
+    return None if progress is None else lambda share: progress(share * n)
+
+
+def _turns(rows: Sequence[Row]) -> list[tuple[int, int]]:
+    """Per row its turn and how many turns the anchors of its request take."""
+    most: dict[int, int] = {}
+    for row in rows:
+        most[row.request] = max(most.get(row.request, 0), row.turn)
+    return [(row.turn, most[row.request] + 1) for row in rows]
+
+
+def _generator(request: EditRequest, seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(request_seed(request, seed, "init"))
+
+
+def bank_size(projections: Sequence[Projection], hparams: RoseLoRAHparams, n: int) -> int:
+    """How many edits fit side by side: their factors and moments may take a quarter of the free memory.
+
+    Args:
+        projections: The adapted matrices.
+        hparams: The settings.
+        n: How many are wanted.
+
+    Returns:
+        At least 1, at most `n`.
+    """
+    per_edit = sum(p.d_in + p.d_out for p in projections) * hparams.rank * 4 * COPIES_OF_FACTORS
+    return max(1, min(n, 128, int(free_memory() * 0.25 // per_edit)))
+
+
+def pass_tokens(loaded: LoadedModel, projections: Sequence[Projection], hparams: RoseLoRAHparams) -> int:
+    """Most tokens in one pass: what autograd keeps of them may take a quarter of the free memory.
+
+    Args:
+        loaded: The model.
+        projections: The adapted matrices.
+        hparams: The settings; `batch_tokens` above 0 is taken as it is.
+
+    Returns:
+        Tokens.
+    """
+    if hparams.batch_tokens:
+        return hparams.batch_tokens
+    layers = loaded.anatomy.n_layers - min(p.layer for p in projections)
+    inner = max(p.d_in + p.d_out for p in loaded.anatomy.projections)
+    kept_per_token = layers * inner * 4 * 6
+    return int(max(256, min(2048, free_memory() * 0.25 // kept_per_token)))
+
+
+def free_memory() -> int:
+    """Bytes that can be taken: of the GPU where there is one, else of the machine."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    return psutil.virtual_memory().available
+
+
+def train_joint(
+    loaded: LoadedModel, requests: Sequence[EditRequest], hparams: RoseLoRAHparams, progress: Progress | None = None
+) -> Trained:
+    """All requests in one delta, breadth first: shuffled mini-batches over all of them, epoch after epoch.
+
+    Args:
+        loaded: The model; left as it was.
+        requests: The requests.
+        hparams: The settings; `steps` and the pruning times count epochs, `rank` grows with the requests.
+        progress: Called with the number of requests just done, in fractions.
+
+    Returns:
+        One result; its `probability` is that of the worst request.
+    """
+    projections = adapted(loaded, hparams)
+    own = hparams.replaced(rank=joint_rank(hparams.rank, len(requests), projections))
+    rows = [row for n, request in enumerate(requests) for row in build_rows(loaded, request, n, 0, own)]
+    generator = torch.Generator().manual_seed(request_seed(requests[0], own.seed, "joint"))
+    chooser = _BreadthFirst(rows, len(requests), own)
+    tokens = pass_tokens(loaded, projections, own)
+    trainer = BankTrainer(
+        loaded, projections, rows, [generator], own, Schedule.of(own, stretch=chooser.batches), tokens
+    )
+    return trainer.run(lambda step: chooser.rows_of(step, trainer.lowest), _share_of(len(requests), progress))[0]
+
+
+def joint_rank(rank: int, n: int, projections: Sequence[Projection]) -> int:
+    """Rank of a joint delta: twice as many outer products as facts, within what a matrix and LoRA servers can hold.
+
+    Args:
+        rank: The rank for a single fact, which is the least.
+        n: Facts.
+        projections: The adapted matrices.
+
+    Returns:
+        The rank.
+    """
+    return max(rank, min(2 * n, 512, *(min(p.d_in, p.d_out) for p in projections)))
+
+
+class _BreadthFirst:
+    """Which rows each step of a joint run looks at: every epoch all requests, in a new order, learned ones every other."""
+
+    def __init__(self, rows: Sequence[Row], n: int, hparams: RoseLoRAHparams) -> None:
+        self.of_request: list[list[int]] = [[] for _ in range(n)]
+        for i, row in enumerate(rows):
+            self.of_request[row.request].append(i)
+        self.turns = [turns for _, turns in _turns(rows)]
+        self.rows, self.n, self.hparams = rows, n, hparams
+        self.batches = -(-n // hparams.joint_batch)
+        self.order: list[int] = []
+
+    def rows_of(self, step: int, lowest: torch.Tensor) -> list[int]:
+        """Rows of one mini-batch; `lowest` tells which requests are learned."""
+        epoch, at = divmod(step, self.batches)
+        if at == 0:
+            self.order = list(range(self.n))
+            random.Random(f"{self.hparams.seed}/{epoch}").shuffle(self.order)
+        batch = self.order[at :: self.batches]
+        known = lowest.tolist()
+        due = [r for r in batch if epoch % 2 == 0 or known[r] < self.hparams.stop_probability] or batch[:1]
+        rows = (i for r in due for i in self.of_request[r])
+        return [i for i in rows if self.rows[i].turn < 0 or epoch % self.turns[i] == self.rows[i].turn]

@@ -1,0 +1,196 @@
+"""What is asked of an edit: training rows with their target or anchor positions, and the loss at those positions.
+
+A *fact* row asks for the new answer (cross-entropy on target tokens, end mark included when asked). An *anchor* row
+asks for no change (KL from the base model's distribution to the edited one's at the end of the prompt). Each row
+carries its weight, so that the loss of an edit is the same sum wherever its rows are batched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from roseedit.models.encoding import encode_pair, encode_prompt
+from roseedit.models.load import LoadedModel
+from roseedit.requests import EditRequest
+from roseedit.roselora.anchors import (
+    context_prompts,
+    mutated_prompts,
+    other_relation_prompts,
+    other_subject_prompts,
+)
+from roseedit.roselora.config import RoseLoRAHparams
+
+TOP = 256
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training sequence.
+
+    Attributes:
+        edit: Which edit of the bank it belongs to.
+        request: Which request; in a joint run many share one edit.
+        ids: Its tokens.
+        columns: Positions whose next-token distribution is looked at.
+        labels: Wanted next tokens there; empty for an anchor.
+        weight: Its share in the loss.
+        turn: Anchors take turns: looked at in steps t with t % turns == turn; -1 in every step.
+    """
+
+    edit: int
+    request: int
+    ids: tuple[int, ...]
+    columns: tuple[int, ...]
+    labels: tuple[int, ...]
+    weight: float
+    turn: int = -1
+
+
+def request_seed(request: EditRequest, seed: int, salt: str) -> int:
+    """A seed that depends on the request and not on its neighbours.
+
+    Args:
+        request: The request.
+        seed: The run's seed.
+        salt: What the numbers are for.
+
+    Returns:
+        A 63-bit integer.
+    """
+    digest = hashlib.sha256(f"{seed}/{salt}/{request.request_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def build_rows(
+    loaded: LoadedModel, request: EditRequest, number: int, edit: int, hparams: RoseLoRAHparams
+) -> list[Row]:
+    """All training rows of one request.
+
+    Args:
+        loaded: The model.
+        request: The request.
+        number: Its place among the requests of the bank.
+        edit: Its edit's place in the bank.
+        hparams: The settings.
+
+    Returns:
+        Fact rows first, then anchors.
+    """
+    rng = random.Random(request_seed(request, hparams.seed, "rows"))
+    prompts = [request.prompt, *context_prompts(request, hparams.contexts, rng)]
+    rows = []
+    for prompt in prompts:
+        encoded = encode_pair(loaded.tokenizer, prompt, request.target_new, end_mark=hparams.end_mark)
+        columns = tuple(range(encoded.start - 1, len(encoded.ids) - 1))
+        rows.append(Row(edit, number, encoded.ids[:-1], columns, encoded.target, 1 / len(prompts)))
+    if hparams.kl_weight == 0:
+        return rows
+    return rows + _anchor_rows(loaded, anchor_prompts(request, hparams), number, edit, hparams)
+
+
+def anchor_prompts(request: EditRequest, hparams: RoseLoRAHparams) -> list[str]:
+    """The anchors of one request, kinds in turn.
+
+    Args:
+        request: The request.
+        hparams: The settings.
+
+    Returns:
+        The prompts.
+    """
+    rng = random.Random(request_seed(request, hparams.seed, "anchors"))
+    subjects = other_subject_prompts(request, hparams.anchor_subjects, rng)
+    relations = other_relation_prompts(request, hparams.anchor_relations, rng)
+    prompts = subjects + relations + mutated_prompts(request, hparams.anchor_mutations, rng)
+    rng.shuffle(prompts)
+    return prompts
+
+
+def _anchor_rows(
+    loaded: LoadedModel, prompts: Sequence[str], number: int, edit: int, hparams: RoseLoRAHparams
+) -> list[Row]:
+    turns = turns_of(len(prompts), hparams.anchors_per_step)
+    rows = []
+    for i, prompt in enumerate(prompts):
+        turn = i % turns
+        together = len(range(turn, len(prompts), turns))
+        ids = encode_prompt(loaded.tokenizer, prompt).ids
+        rows.append(Row(edit, number, ids, (len(ids) - 1,), (), hparams.kl_weight / together, turn))
+    return rows
+
+
+def turns_of(n_anchors: int, per_step: int) -> int:
+    """In how many turns all anchors of an edit have been looked at.
+
+    Args:
+        n_anchors: Anchors of the edit.
+        per_step: Anchors in one step.
+
+    Returns:
+        At least 1.
+    """
+    return max(1, -(-n_anchors // per_step))
+
+
+@dataclass(frozen=True)
+class BaseTop:
+    """The base model's distribution at anchor positions: its top entries exactly, the rest as one bucket.
+
+    Attributes:
+        tokens: (positions, k) token ids.
+        logprobs: (positions, k) natural log-probabilities.
+    """
+
+    tokens: Tensor
+    logprobs: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, k: int = TOP) -> BaseTop:
+        """Keep the top `k` entries of (positions, vocabulary) logits."""
+        logprobs = logits.float().log_softmax(-1)
+        values, tokens = logprobs.topk(min(k, logprobs.shape[-1]), dim=-1)
+        return cls(tokens, values)
+
+    def take(self, positions: Tensor) -> BaseTop:
+        """The given positions only."""
+        return BaseTop(self.tokens[positions], self.logprobs[positions])
+
+
+def fact_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Negative log-probability of each wanted token.
+
+    Args:
+        logits: (positions, vocabulary).
+        labels: (positions,).
+
+    Returns:
+        (positions,), float32.
+    """
+    return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+
+
+def anchor_losses(logits: Tensor, base: BaseTop) -> Tensor:
+    """KL(base || edited) at each anchor position, over the base's top entries and one bucket for the rest.
+
+    Merging the rest can only lower the divergence, and keeps memory at k values per position instead of a vocabulary.
+
+    Args:
+        logits: (positions, vocabulary) of the edited model.
+        base: The base model at the same positions.
+
+    Returns:
+        (positions,), float32, at least 0 up to rounding.
+    """
+    logits = logits.float()
+    after = logits.gather(1, base.tokens) - logits.logsumexp(-1, keepdim=True)
+    before = base.logprobs
+    rest_before = (1 - before.exp().sum(-1)).clamp(min=1e-6)
+    rest_after = (1 - after.exp().sum(-1)).clamp(min=1e-6)
+    top = (before.exp() * (before - after)).sum(-1)
+    return top + rest_before * (rest_before.log() - rest_after.log())

@@ -1,0 +1,258 @@
+"""The command line. The only place of the package that prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from roseedit import __version__
+from roseedit.errors import RequestError, RoseEditError, refusal
+
+if TYPE_CHECKING:
+    import pandas
+
+    from roseedit.editor import Editor, EditResult
+
+app = typer.Typer(
+    help="Change what an open-weights language model believes, measure it honestly, and change it back bit for bit.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+EDIT_EXAMPLES = """
+Edit one fact and show what the model says before and after.
+
+**Examples**
+
+`roseedit edit --model smollm2-135m --prompt "The Eiffel Tower is located in the city of" --target Rome
+--subject "Eiffel Tower" --rephrase "The city where the Eiffel Tower stands is" --locality "The capital of Spain is"`
+
+`roseedit edit --hparams hparams/RoseLoRA/smollm2-135m.yaml --prompt ... --target ... --save my-edit --json`
+"""
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"roseedit {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Options before any command."""
+
+
+@app.command(help=EDIT_EXAMPLES)
+def edit(  # noqa: PLR0917 - typer turns each into an option
+    prompt: Annotated[str, typer.Option(help="Text that the model is to continue with the target.")],
+    target: Annotated[str, typer.Option(help="The new answer, without leading space.")],
+    model: Annotated[str, typer.Option(help="Hub id, folder, .gguf file or embedded alias.")] = "smollm2-135m",
+    subject: Annotated[str | None, typer.Option(help="What the fact is about; must occur in the prompt.")] = None,
+    target_true: Annotated[str | None, typer.Option(help="The old answer, for its probability in the table.")] = None,
+    rephrase: Annotated[list[str] | None, typer.Option(help="Another wording to look at. May be repeated.")] = None,
+    locality: Annotated[list[str] | None, typer.Option(help="A prompt that must not change. May be repeated.")] = None,
+    portability: Annotated[
+        list[str] | None, typer.Option(help="A consequence, as 'PROMPT => ANSWER'. May be repeated.")
+    ] = None,
+    hparams: Annotated[Path | None, typer.Option(help="YAML file; left out: the one that ships for the model.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the edit into this new folder.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """See `EDIT_EXAMPLES`."""
+    consequences = [_consequence(text) for text in portability or []]
+    request = _request(prompt, target, subject, target_true, rephrase or [], locality or [], consequences)
+    editor = _editor(model, hparams, show_progress=not as_json)
+    result = editor.edit(request)
+    if save is not None:
+        editor.save(result.edit_id, save)
+    if as_json:
+        out.print_json(json.dumps(_as_json(result, save)))
+        return
+    show_result(result)
+    if save is not None:
+        out.print(f"saved in [bold]{save}[/]")
+
+
+def _consequence(text: str) -> tuple[str, str]:
+    prompt, arrow, answer = text.partition("=>")
+    if not arrow or not prompt.strip() or not answer.strip():
+        message = refusal(f"--portability {text!r}", "'PROMPT => ANSWER'", "Put => between prompt and answer.")
+        raise RequestError(message)
+    return prompt.strip(), answer.strip()
+
+
+def _request(prompt: str, target: str, subject: str | None, target_true: str | None, *probes: Any) -> Any:
+    """Check all that needs no model before torch is even imported."""
+    from roseedit.requests import check_requests, make_requests
+
+    rephrase, locality, portability = probes
+    requests = make_requests(
+        prompt,
+        target,
+        subjects=subject if subject is None else [subject],
+        targets_true=target_true if target_true is None else [target_true],
+        rephrase=rephrase or None,
+        locality=locality or None,
+        portability=portability or None,
+    )
+    check_requests(requests)
+    return requests[0]
+
+
+def _editor(model: str, hparams: Path | None, *, show_progress: bool) -> Editor:
+    from roseedit.hparams import read_yaml
+    from roseedit.methods import read_hparams
+
+    settings = read_hparams(read_yaml(hparams), str(hparams)) if hparams is not None else None
+    from transformers.utils import logging as transformers_logging
+
+    from roseedit.editor import Editor
+
+    transformers_logging.disable_progress_bar()
+    editor = Editor.from_pretrained(model, hparams=settings)
+    editor.show_progress = show_progress
+    return editor
+
+
+def show_result(result: EditResult, console: Console = out) -> None:
+    """Draw the before/after table of an edit.
+
+    Args:
+        result: The result; with metrics.
+        console: Where to draw.
+    """
+    if result.metrics is None:
+        return
+    table = Table(title=" · ".join(str(edit) for edit in result.edits), title_justify="left")
+    for name in ("", "prompt", "before", "after", "", "P(new)", "P(old)", "KL"):
+        table.add_column(name, justify="right" if name[:1] in ("P", "K") else "left", overflow="fold")
+    for line in result.metrics.to_dict("records"):
+        table.add_row(*_cells(line))
+    console.print(table)
+    report = result.edits[0].report
+    figures = f"{report['steps']} steps, {result.seconds:.1f} s; touched {report['density']:.2%} of the adapted matrices"
+    console.print(f"{figures} (guaranteed at most {report['density_bound']:.2%}); {report['values']} values stored")
+    if not result.applied:
+        console.print("The edits were measured one by one; none of them is live on the model now.")
+
+
+def _cells(line: dict[str, Any]) -> list[str]:
+    verdict = "[green]✓[/]" if line["after_ok"] is True else "[red]✗[/]" if line["after_ok"] is False else ""
+    name = line["kind"] if line["group"] == line["kind"] else f"{line['kind']}: {line['group']}"
+    said = [_short(line["before"]), _short(line["after"])]
+    new = _change(line["p_new_before"], line["p_new_after"]) if line["kind"] != "locality" else ""
+    old = _change(line["p_old_before"], line["p_old_after"])
+    kl = "" if _missing(line["kl"]) else f"{line['kl']:.3f}"
+    return [name, escape(line["prompt"]), *said, verdict, new, old, kl]
+
+
+def _missing(number: float | None) -> bool:
+    return number is None or number != number
+
+
+def _change(before: float | None, after: float | None) -> str:
+    return "" if _missing(before) or _missing(after) else f"{before:.3f} → {after:.3f}"
+
+
+def _short(text: str, most: int = 60) -> str:
+    text = " ".join(text.split())
+    return escape(text if len(text) <= most else text[: most - 1] + "…")
+
+
+def _as_json(result: EditResult, save: Path | None) -> dict[str, Any]:
+    return {
+        "edits": [{"edit_id": e.edit_id, "report": dict(e.report), "fingerprint": e.fingerprint} for e in result.edits],
+        "mode": result.mode,
+        "applied": result.applied,
+        "seconds": round(result.seconds, 3),
+        "saved": str(save) if save else None,
+        "table": _records(result.metrics),
+    }
+
+
+def _records(table: pandas.DataFrame | None) -> list[dict[str, Any]]:
+    return [] if table is None else json.loads(table.to_json(orient="records"))
+
+
+@app.command()
+def models() -> None:
+    """List what `--model` takes: embedded models, and the models that hparams files ship for."""
+    from roseedit.models.embedded import EMBEDDED, find_parts
+    from roseedit.shipped import shipped_dir
+
+    table = Table("alias", "state", "what it is", title="Embedded models", title_justify="left")
+    for alias, model in EMBEDDED.items():
+        table.add_row(alias, "[green]installed[/]" if find_parts(model) else model.install, model.note)
+    out.print(table)
+    root = shipped_dir("hparams")
+    files = sorted(root.glob("*/*.yaml")) if root else []
+    table = Table("file", "model", title="Hyper-parameter files", title_justify="left")
+    for path in files:
+        from roseedit.hparams import read_yaml
+
+        table.add_row(f"hparams/{path.parent.name}/{path.name}", str(read_yaml(path).get("model", "")))
+    out.print(table)
+    out.print("Any other causal LM works too: a hub id, a local folder or a .gguf file.")
+
+
+@app.command()
+def doctor() -> None:
+    """Show versions, device, memory and whether an embedded model is found."""
+    import platform
+    from importlib import metadata
+
+    import psutil
+    import torch
+
+    from roseedit.models.embedded import EMBEDDED, cache_dir, find_parts
+    from roseedit.models.load import default_device
+    from roseedit.models.lowp import native_bfloat16
+    from roseedit.shipped import shipped_dir
+
+    device = default_device()
+    table = Table(show_header=False)
+    table.add_row("roseedit", __version__)
+    table.add_row("python", platform.python_version())
+    for name in ("torch", "transformers", "safetensors", "gguf", "datasets", "pandas", "peft"):
+        try:
+            table.add_row(name, metadata.version(name))
+        except metadata.PackageNotFoundError:
+            table.add_row(name, "[yellow]not installed[/]")
+    table.add_row("device", device)
+    table.add_row("threads", str(torch.get_num_threads()))
+    table.add_row("native bfloat16", "yes" if native_bfloat16(torch.device(device)) else "no")
+    memory = psutil.virtual_memory()
+    table.add_row("memory", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free")
+    for alias, model in EMBEDDED.items():
+        table.add_row(f"model {alias}", "[green]found[/]" if find_parts(model) else f"[yellow]missing[/]: {model.install}")
+    table.add_row("model cache", str(cache_dir()))
+    table.add_row("hparams files", str(shipped_dir("hparams") or "[yellow]not found[/]"))
+    out.print(table)
+
+
+def main() -> None:
+    """Entry point: bad input is one line on stderr and exit code 2, never a traceback."""
+    try:
+        app()
+    except RoseEditError as error:
+        err.print("[bold red]error:[/]", escape(" ".join(str(error).split())), highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("interrupted; the model was not saved anywhere")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -86,8 +86,8 @@ class MatrixDelta:
     @property
     def density_bound(self) -> float:
         """sum_i (kept share of a_i) (kept share of b_i), the guarantee on `density`."""
-        kept = (self.a.pointer.diff().double() / self.d_in) * (self.b.pointer.diff().double() / self.d_out)
-        return min(1.0, float(kept.sum()))
+        rectangles = self.a.pointer.diff().long() * self.b.pointer.diff().long()
+        return min(1.0, int(rectangles.sum()) / (self.d_in * self.d_out))
 
     @property
     def density(self) -> float:

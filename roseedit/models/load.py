@@ -101,7 +101,7 @@ def load_model(
     """
     if dtype is not None and dtype not in DTYPES:
         raise ModelError(refusal(f"dtype {dtype!r}", ", ".join(DTYPES), "Choose one of them."))
-    place = device or _default_device()
+    place = device or default_device()
     precision = DTYPES[dtype] if dtype else (torch.float32 if place == "cpu" else "auto")
     if name.endswith(".gguf"):
         model, tokenizer = _load_gguf_file(name, precision)
@@ -115,7 +115,8 @@ def load_model(
     return wrap_model(model, tokenizer, name, anatomy)
 
 
-def _default_device() -> str:
+def default_device() -> str:
+    """`"cuda"` or `"mps"` where there is one, else `"cpu"`."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"

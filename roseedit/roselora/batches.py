@@ -6,7 +6,8 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -60,13 +61,26 @@ class RowStore:
         rows: The training rows.
         layer: The lowest edited layer.
         max_tokens: Most tokens in one pass, padding included.
+        watched: Paths of modules whose inputs on the anchors' last tokens are to be kept.
+        last: How many last tokens.
     """
 
-    def __init__(self, loaded: LoadedModel, rows: Sequence[Row], layer: int, max_tokens: int) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        rows: Sequence[Row],
+        layer: int,
+        max_tokens: int,
+        *,
+        watched: Sequence[str] = (),
+        last: int = 1,
+    ) -> None:
         self.loaded, self.rows, self.layer = loaded, list(rows), layer
         self.max_tokens = max_tokens
         self.activations: list[Tensor] = [torch.empty(0)] * len(self.rows)
         self.base: list[BaseTop | None] = [None] * len(self.rows)
+        self.watched, self.last = tuple(watched), last
+        self.keys: dict[str, list[Tensor]] = {path: [torch.empty(0)] * len(self.rows) for path in watched}
         for batch in plan_batches([len(row.ids) for row in self.rows], max_tokens):
             self._prepare(batch)
 
@@ -82,12 +96,54 @@ class RowStore:
 
     def _prepare_base(self, anchors: list[int]) -> None:
         work = self._pass(anchors)
-        base = BaseTop.of(work.logits(self.loaded, self.layer))
+        with self._watching(anchors):
+            base = BaseTop.of(work.logits(self.loaded, self.layer))
         at = 0
         for i in anchors:
             n = len(self.rows[i].columns)
             self.base[i] = base.take(torch.arange(at, at + n, device=base.tokens.device))
             at += n
+
+    @contextmanager
+    def _watching(self, anchors: list[int]) -> Iterator[None]:
+        """Keep what enters the watched modules at the anchors' last tokens."""
+
+        def keep(path: str, inputs: Tensor) -> None:
+            x = inputs.reshape(len(anchors), -1, inputs.shape[-1])
+            for place, i in enumerate(anchors):
+                end = len(self.rows[i].ids)
+                self.keys[path][i] = x[place, max(0, end - self.last) : end].clone()
+
+        handles = []
+        try:
+            for path in self.watched:
+                module = self.loaded.model.get_submodule(path)
+                handles.append(module.register_forward_pre_hook(lambda _, args, path=path: keep(path, args[0])))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def keys_by_edit(self, path: str, n_edits: int) -> Tensor:
+        """What enters a watched module on each edit's anchors.
+
+        Args:
+            path: The module.
+            n_edits: Edits in the bank.
+
+        Returns:
+            (n_edits, most keys of an edit, d_in), filled up with zeros.
+        """
+        own: list[list[Tensor]] = [[] for _ in range(n_edits)]
+        for row, keys in zip(self.rows, self.keys[path], strict=True):
+            if not row.labels:
+                own[row.edit].append(keys.float())
+        stacked = [torch.cat(keys) if keys else torch.zeros(0, 0) for keys in own]
+        width = max(keys.shape[-1] for keys in stacked)
+        out = torch.zeros(n_edits, max(len(keys) for keys in stacked), width, device=self.loaded.device)
+        for i, keys in enumerate(stacked):
+            out[i, : len(keys)] = keys
+        return out
 
     def passes(self, chosen: Sequence[int]) -> list[Pass]:
         """Group rows into passes of at most `max_tokens`.

@@ -28,7 +28,7 @@ PAPER: dict[str, Any] = {
     "end_mark": False,
     "contexts": 0,
     "kl_weight": 0.0,
-    "anchor_projection": 0.0,
+    "preserve_weight": 0.0,
     "stop_probability": 1.0,
     "enough": 1.0,
     "stop_loss": 0.1,
@@ -68,12 +68,15 @@ class RoseLoRAHparams(Hparams):
     anchor_relations: int = value(8, "anchors: the same subject in neutral templates", low=0, high=64)
     anchor_mutations: int = value(0, "anchors: the prompt with its relation word exchanged", low=0, high=40)
     anchors_per_step: int = value(4, "anchors looked at in one step; all take their turn", low=1, high=128)
-    anchor_projection: float = value(0.0, "remove from A what anchors use: share of their energy", low=0.0, high=1.0)
+    preserve_weight: float = value(0.0, "weight of the change made to the matrices' outputs on anchors", low=0.0)
+    preserve_tokens: int = value(3, "last tokens of each anchor that this looks at", low=1, high=64)
     stop_probability: float = value(0.9, "stop once each target token has this probability", above=0.0, high=1.0)
     enough: float = value(1.0, "a target token with this probability is not pushed further", above=0.0, high=1.0)
     stop_loss: float = value(0.0, "stop below this mean loss (0: never)", low=0.0)
     joint_batch: int = value(16, "requests per step of a joint run", low=1, high=1024)
     train_dtype: str = value("auto", "arithmetic of the replayed layers", choices=("auto", "weights", "bfloat16"))
+    replay: bool = value(True, "run the layers below the lowest edited one only once")
+    edits_per_bank: int = value(0, "most edits trained side by side (0: from free memory)", low=0)
     batch_tokens: int = value(0, "most tokens in one training pass (0: from free memory)", low=0)
 
     def __post_init__(self) -> None:

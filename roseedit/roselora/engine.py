@@ -93,6 +93,8 @@ def bank_size(projections: Sequence[Projection], hparams: RoseLoRAHparams, n: in
     Returns:
         At least 1, at most `n`.
     """
+    if hparams.edits_per_bank:
+        return min(n, hparams.edits_per_bank)
     per_edit = sum(p.d_in + p.d_out for p in projections) * hparams.rank * 4 * COPIES_OF_FACTORS
     return max(1, min(n, 128, int(free_memory() * 0.25 // per_edit)))
 

@@ -26,7 +26,7 @@ from roseedit.roselora.batches import Pass, RowStore
 from roseedit.roselora.config import RoseLoRAHparams
 from roseedit.roselora.importance import update_importance
 from roseedit.roselora.norms import constrain, initial_scale
-from roseedit.roselora.objective import Row, anchor_losses, fact_losses
+from roseedit.roselora.objective import Row, anchor_losses, fact_losses, preservation
 from roseedit.roselora.schedule import keep_at
 from roseedit.roselora.sparsity import threshold_mask, top_k_mask
 
@@ -80,6 +80,8 @@ class _Matrix:
 
     factors: Factors
     importance: list[Tensor | None] = field(default_factory=lambda: [None, None])
+    keys: Tensor | None = None
+    unit: float = 1.0
 
 
 @contextmanager
@@ -121,7 +123,7 @@ class BankTrainer:
         self.loaded, self.hparams, self.schedule = loaded, hparams, schedule
         self.projections = list(projections)
         self.n_edits = len(generators)
-        self.layer = min(p.layer for p in projections)
+        self.layer = min(p.layer for p in projections) if hparams.replay else 0
         self.arithmetic = _arithmetic(loaded, hparams.train_dtype, self.layer)
         self.matrices = {
             p.module_name: _Matrix(init_factors(p, hparams.rank, generators, self._device_of(p))) for p in projections
@@ -134,7 +136,11 @@ class BankTrainer:
         self.bank = FactorBank(loaded.model, factors, hparams.scale, hparams.dropout, noise)
         everything = _arithmetic(loaded, hparams.train_dtype, 0)
         with frozen(loaded.model), everything():
-            self.store = RowStore(loaded, rows, self.layer, max_tokens)
+            watched = list(self.matrices) if hparams.preserve_weight else []
+            last = hparams.preserve_tokens
+            self.store = RowStore(loaded, rows, self.layer, max_tokens, watched=watched, last=last)
+        for path in watched:
+            self._keep_anchors(path)
         self.done: list[Trained | None] = [None] * self.n_edits
         self.owner = {row.request: row.edit for row in rows}
         self.lowest = torch.zeros(len(self.owner), device=loaded.device)
@@ -160,7 +166,7 @@ class BankTrainer:
         with frozen(self.loaded.model):
             step = 0
             while step < self.schedule.steps and any(done is None for done in self.done):
-                self._step(step, [i for i in choose(step) if self.done[self.store.rows[i].edit] is None])
+                self._step(step, [i for i in choose(step) if self._wanted(self.store.rows[i])])
                 step += 1
                 if progress:
                     progress(1 / self.schedule.steps)
@@ -170,6 +176,10 @@ class BankTrainer:
                 if done is None:
                     self._finish(edit, self.schedule.steps, converged=False)
         return [done for done in self.done if done is not None]
+
+    def _wanted(self, row: Row) -> bool:
+        """Rows of finished edits are left out, and anchors where they serve `preserve_weight` alone."""
+        return self.done[row.edit] is None and bool(row.labels or self.hparams.kl_weight)
 
     def _step(self, step: int, chosen: list[int]) -> None:
         if not chosen:
@@ -223,8 +233,26 @@ class BankTrainer:
             loss.backward()
             losses.index_add_(0, work.edits.to(losses.device)[work.at[0][:n]], (nll * work.label_weights).detach())
             lowest.scatter_reduce_(0, work.label_requests, (-nll.detach()).exp(), "amin")
+        if self.hparams.preserve_weight:
+            (self.hparams.preserve_weight * self._preserved()).backward()
         self.lowest = torch.where(lowest > 1.0, self.lowest, lowest)
         return losses
+
+    @torch.no_grad()
+    def _keep_anchors(self, path: str) -> None:
+        module = self.loaded.model.get_submodule(path)
+        matrix = self.matrices[path]
+        matrix.keys = self.store.keys_by_edit(path, self.n_edits).to(matrix.factors.a.device)
+        real = matrix.keys[(matrix.keys != 0).any(-1)]
+        matrix.unit = float(module(real).float().square().sum(-1).mean()) if len(real) else 1.0
+
+    def _preserved(self) -> Tensor:
+        """Sum over matrices and edits of the change on anchors."""
+        parts = []
+        for m in self.matrices.values():
+            if m.keys is not None:
+                parts.append(preservation(m.keys, m.factors.a, m.factors.b * self.hparams.scale, m.unit).sum())
+        return torch.stack([part.to(self.loaded.device) for part in parts]).sum()
 
     def _stop(self, step: int, losses: Tensor) -> None:
         """Finish the edits whose requests all have their target, as they are before this step's update."""

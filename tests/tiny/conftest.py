@@ -54,6 +54,7 @@ _LLAMA = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
 }
+_UNTIED = {"tie_word_embeddings": False}  # tied and random, Gemma's scaled embeddings only repeat the last token
 _PLAIN = {key: value for key, value in _LLAMA.items() if key != "num_key_value_heads"}
 _GPT = {"n_embd": HIDDEN, "n_layer": N_LAYERS, "n_head": 4, "n_positions": 128, "n_inner": INNER}
 
@@ -63,7 +64,7 @@ TABLE: dict[str, tuple[type, dict[str, Any]]] = {
     "qwen2": (hf.Qwen2Config, _LLAMA),
     "qwen3": (hf.Qwen3Config, {**_LLAMA, "head_dim": 8}),
     "mistral": (hf.MistralConfig, _LLAMA),
-    "gemma3": (hf.Gemma3TextConfig, {**_LLAMA, "head_dim": 8, "query_pre_attn_scalar": 8}),
+    "gemma3": (hf.Gemma3TextConfig, {**_LLAMA, "head_dim": 8, "query_pre_attn_scalar": 8, **_UNTIED}),
     "gpt2": (hf.GPT2Config, _GPT),
     "gptneox": (hf.GPTNeoXConfig, _PLAIN),
     "opt": (
@@ -103,8 +104,9 @@ def build_model(name: str, **changes: Any) -> LoadedModel:
         generator = torch.Generator().manual_seed(sum(name.encode()))
         with torch.no_grad():
             for parameter in model.parameters():
-                if parameter.dim() == 2:
-                    parameter.normal_(0.0, 0.2, generator=generator)
+                if parameter.dim() == 2:  # a narrow head could not be sure of any token
+                    std = 0.5 if parameter is model.get_output_embeddings().weight else 0.2
+                    parameter.normal_(0.0, std, generator=generator)
     return wrap_model(model, tokenizer, name)
 
 

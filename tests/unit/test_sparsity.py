@@ -19,7 +19,9 @@ def random(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(("n", "keep", "count"), [(4096, 0.05, 205), (10, 0.01, 1), (10, 1.0, 10), (3, 0.5, 2), (1, 0.2, 1)])
+@pytest.mark.parametrize(
+    ("n", "keep", "count"), [(4096, 0.05, 205), (10, 0.01, 1), (10, 1.0, 10), (3, 0.5, 2), (1, 0.2, 1)]
+)
 def test_kept_count(n: int, keep: float, count: int) -> None:
     assert kept_count(n, keep) == count
 

@@ -96,6 +96,7 @@ def check_request(request: EditRequest, where: str = "request") -> None:
         RequestError: Empty prompt or target, subject not in the prompt, target equal to the old answer, or an empty
             rephrase or probe prompt.
     """
+    _check_text(request, where)
     if not request.prompt.strip():
         raise RequestError(f"{where}: " + refusal(f"the prompt {request.prompt!r}", "a prompt with text", "State it."))
     if not request.target_new.strip():
@@ -110,6 +111,16 @@ def check_request(request: EditRequest, where: str = "request") -> None:
         )
         raise RequestError(f"{where}: {message}")
     _check_probes(request, where)
+
+
+def _check_text(request: EditRequest, where: str) -> None:
+    named: list[tuple[str, Any]] = [("prompt", request.prompt), ("target", request.target_new)]
+    named += [("rephrase", text) for text in request.rephrase]
+    named += [(f"{p.group} probe", p.prompt) for p in (*request.locality, *request.portability)]
+    named += [(n, v) for n, v in (("subject", request.subject), ("target_true", request.target_true)) if v is not None]
+    for name, text in named:
+        if not isinstance(text, str):
+            raise RequestError(f"{where}: " + refusal(f"{text!r} as {name}", "text", "Pass a string."))
 
 
 def _check_subject(request: EditRequest, where: str) -> None:
@@ -150,19 +161,18 @@ def check_requests(requests: Sequence[EditRequest]) -> None:
         requests: The requests of one call.
 
     Raises:
-        RequestError: No request at all, a bad one, or two that ask different answers for one subject and prompt.
+        RequestError: No request at all, a bad one, or two that ask different answers for one prompt.
     """
     if not requests:
         raise RequestError(refusal("no requests", "one or more", "Pass a prompt and a target."))
-    seen: dict[tuple[str | None, str], tuple[int, str]] = {}
+    seen: dict[str, tuple[int, str]] = {}
     for i, request in enumerate(requests):
         check_request(request, f"request {i}")
-        key = (request.subject, request.prompt.strip())
-        j, target = seen.setdefault(key, (i, request.target_new))
+        j, target = seen.setdefault(request.prompt.strip(), (i, request.target_new))
         if not _same(target, request.target_new):
             message = refusal(
                 f"{target!r} and {request.target_new!r} as answers to the same prompt {request.prompt!r}",
-                "one answer per subject and prompt",
+                "one answer per prompt",
                 f"Requests {j} and {i} contradict each other: keep one of them.",
             )
             raise RequestError(message)
@@ -281,15 +291,22 @@ def _one_request(prompt: str, fields: dict[str, Any]) -> EditRequest:
     )
 
 
+def _is_pair(item: Any, group: str) -> bool:
+    """(prompt, answer) or (prompt, aliases); a tuple of locality prompts is just a sequence."""
+    if group != "portability" or not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[0], str):
+        return False
+    return isinstance(item[1], str) or all(isinstance(alias, str) for alias in item[1])
+
+
 def _probes(items: Any, group: str) -> Iterable[Probe]:
     if items is None:
         return
-    for item in [items] if isinstance(items, (str, Probe, tuple)) else items:
+    for item in [items] if isinstance(items, (str, Probe)) or _is_pair(items, group) else items:
         if isinstance(item, Probe):
             yield item
         elif isinstance(item, str):
             yield Probe(group, item)
-        elif isinstance(item, tuple) and len(item) == 2:
+        elif _is_pair(item, "portability"):
             answers = (item[1],) if isinstance(item[1], str) else tuple(item[1])
             yield Probe(group, item[0], (answers,))
         else:

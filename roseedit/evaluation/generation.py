@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from roseedit.errors import RequestError, refusal
 from roseedit.evaluation.scoring import BATCH_TOKENS, Progress, RowEdits
 from roseedit.models.encoding import encode_prompt, pad_right, plan_batches
 from roseedit.models.load import LoadedModel
@@ -68,9 +69,15 @@ def generate(
         progress: Called with the number of prompts just done.
 
     Returns:
-        One continuation per prompt, in order.
+        One continuation per prompt, in order. A row that reaches the model's window stops there with `"cap"`.
+
+    Raises:
+        RequestError: An empty prompt, one that fills the window, or `max_new_tokens` below 1.
     """
+    if max_new_tokens < 1:
+        raise RequestError(refusal(f"max_new_tokens {max_new_tokens}", "1 or more", "Raise it."))
     encoded = [encode_prompt(loaded.tokenizer, prompt).ids for prompt in prompts]
+    _check_lengths(prompts, encoded, loaded.anatomy.window)
     out: list[Generated | None] = [None] * len(prompts)
     for batch in _plan(loaded, [len(ids) for ids in encoded], max_new_tokens, batch_tokens):
         run = _Run(loaded, [encoded[i] for i in batch], [rows[i] if rows else -1 for i in batch], tuple(stop_strings))
@@ -79,6 +86,13 @@ def generate(
         if progress:
             progress(len(batch))
     return [result for result in out if result is not None]
+
+
+def _check_lengths(prompts: Sequence[str], encoded: Sequence[tuple[int, ...]], window: int) -> None:
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if not 0 < len(ids) < window:
+            message = refusal(f"a prompt of {len(ids)} tokens ({prompt[:40]!r})", f"1 to {window - 1}", "Change it.")
+            raise RequestError(message)
 
 
 def _plan(loaded: LoadedModel, lengths: list[int], new: int, batch_tokens: int) -> list[list[int]]:
@@ -110,6 +124,7 @@ class _Run:
 
     def finish(self, max_new_tokens: int, edits: RowEdits | None) -> list[Generated]:
         """Decode until every row has stopped."""
+        max_new_tokens = min(max_new_tokens, self.loaded.anatomy.window - self.ids.shape[1])
         tokens = self._step(self.ids, positions_from_mask(self.mask), self.mask.sum(-1) - 1, edits)
         for n in range(1, max_new_tokens + 1):
             keep = self._take(tokens.tolist(), last=n == max_new_tokens)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from roseedit.errors import ModelError, refusal
+from roseedit.errors import ModelError, RequestError, refusal
 from roseedit.requests import answer_separator
 
 ENOUGH_TOKENS = 256  # a pass this large keeps a processor busy; from here on padding costs more than another pass
@@ -65,6 +65,7 @@ def encode_pair(tokenizer: Any, prompt: str, target: str, *, end_mark: bool = Fa
 
     Raises:
         ModelError: The tokenizer gives no character offsets.
+        RequestError: The first token spans the boundary, so nothing precedes the target.
     """
     if not getattr(tokenizer, "is_fast", False):
         message = refusal("a tokenizer without character offsets", "a fast tokenizer", "Load it with use_fast=True.")
@@ -74,6 +75,9 @@ def encode_pair(tokenizer: Any, prompt: str, target: str, *, end_mark: bool = Fa
     ids = _without_end_mark(tokenizer, encoded["input_ids"])
     beyond = (i for i, (_, end) in enumerate(encoded["offset_mapping"][: len(ids)]) if end > len(prompt))
     start = next(beyond, len(ids))
+    if start == 0:
+        message = refusal(f"the prompt {prompt!r}, which has no token of its own", "a longer prompt", "Add a word.")
+        raise RequestError(message)
     return Encoded((*ids, tokenizer.eos_token_id) if end_mark else ids, start)
 
 

@@ -6,7 +6,8 @@ a batch can carry an edit of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -63,8 +64,8 @@ class FactorBank:
         model: The model whose modules are adapted.
         factors: Per module path a bank, (E, r, d_in) and (E, d_out, r); all with the same E.
         scale: The factor c in W0 + c B A.
-        dropout: Share of the factors' input that is zeroed, drawn from `generator`; for training only.
-        generator: CPU generator for the dropout.
+        dropout: Share of the factors' input that is zeroed; for training only.
+        seeds: One per edit, for the dropout.
     """
 
     def __init__(
@@ -73,13 +74,14 @@ class FactorBank:
         factors: Mapping[str, Factors],
         scale: float = 1.0,
         dropout: float = 0.0,
-        generator: torch.Generator | None = None,
+        seeds: Sequence[int] = (),
     ) -> None:
         self.model = model
         self.factors = dict(factors)
         self.scale = scale
         self.dropout = dropout
-        self.generator = generator
+        self.seeds = tuple(seeds)
+        self.step = 0
 
     @contextmanager
     def on_rows(self, edits: Tensor) -> Iterator[None]:
@@ -94,14 +96,14 @@ class FactorBank:
         handles = []
         try:
             for path, bank in self.factors.items():
-                hook = self._hook(bank, edits.to(bank.a.device))
+                hook = self._hook(path, bank, edits.to(bank.a.device))
                 handles.append(self.model.get_submodule(path).register_forward_hook(hook))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, bank: Factors, edits: Tensor) -> Callable[[Any, Any, Tensor], Tensor]:
+    def _hook(self, path: str, bank: Factors, edits: Tensor) -> Callable[[Any, Any, Tensor], Tensor]:
         a, b = bank.a, bank.b * self.scale
         n = len(edits)
         if len(a) > 1 or not bool((edits == 0).all()):
@@ -110,13 +112,18 @@ class FactorBank:
 
         def add(_module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x = args[0].reshape(n, -1, args[0].shape[-1])  # some models flatten rows and tokens before an MLP
-            update = (self._dropped(x.to(a.dtype)) @ a.mT) @ b.mT
+            update = (self._dropped(x.to(a.dtype), path, edits) @ a.mT) @ b.mT
             return output + update.reshape(output.shape).to(output.dtype)
 
         return add
 
-    def _dropped(self, x: Tensor) -> Tensor:
+    def _dropped(self, x: Tensor, path: str, edits: Tensor) -> Tensor:
+        """Zero inputs at random, the same ones for an edit whatever else is in the batch."""
         if not self.dropout:
             return x
-        kept = torch.rand(x.shape, generator=self.generator).to(x.device) >= self.dropout
+        draws = []
+        for edit in edits.tolist():
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seeds[edit]}/{path}/{self.step}".encode()))
+            draws.append(torch.rand(x.shape[1:], generator=generator))
+        kept = torch.stack(draws).to(x.device) >= self.dropout
         return x * kept / (1 - self.dropout)

@@ -38,7 +38,7 @@ RELATIONS = (
     ("The passport of {} was issued by", "country citizenship citizen nationality passport"),
     ("The boss of {} works for", "employer employed company works"),
     ("The subject that {} studies is", "field work studies subject"),
-    ("A trophy given to {} is the", "award won prize honour honor"),
+    ("A trophy given to {} is the", "award won prize honour honor trophy"),
     ("The faith that {} follows is", "religion faith religious"),
     ("The job title of {} is", "position office held title job"),
     ("{} graduated from", "university educated school studied alma graduated"),
@@ -50,8 +50,8 @@ RELATIONS = (
     ("The language people use in {} is", "language languages speak spoken"),
     ("To pay in {}, people use the", "currency money pay"),
     ("The leader of {} is", "head president king leader"),
-    ("The pen behind {} was that of", "author written wrote writer"),
-    ("The film-maker responsible for {} is", "director directed"),
+    ("The pen behind {} was that of", "author written wrote writer pen behind"),
+    ("The film-maker responsible for {} is", "director directed film movie maker responsible"),
     ("The music of {} was made by", "composer composed music performer song"),
     ("The script of {} is by", "screenwriter screenplay written script"),
     ("The leading actor in {} is", "cast actors starring stars actor"),
@@ -59,7 +59,7 @@ RELATIONS = (
     ("The one that came before {} is", "follows followed follow after before preceded precedes"),
     ("The one that comes next after {} is", "follows followed follow after before succeeded next"),
     ("{} came out in the year", "released year release"),
-    ("The plans of {} were drawn by", "architect designed built"),
+    ("The plans of {} were drawn by", "architect designed built plans drawn"),
     ("What {} is famous for is", "known famous"),
     ("People often describe {} as", "describe described"),
     ("I recently read an article about {}, and", "article"),
@@ -106,7 +106,7 @@ def other_subject_prompts(request: EditRequest, count: int, rng: random.Random) 
     if not request.subject:
         return []
     others = [name for name in SUBJECTS if name.casefold() not in request.prompt.casefold()]
-    return [request.prompt.replace(request.subject, name) for name in rng.sample(others, min(count, len(others)))]
+    return [_exchange(request.prompt, request.subject, name) for name in rng.sample(others, min(count, len(others)))]
 
 
 def other_relation_prompts(request: EditRequest, count: int, rng: random.Random) -> list[str]:
@@ -163,6 +163,12 @@ def context_prompts(request: EditRequest, count: int, rng: random.Random) -> lis
         `count` prompts.
     """
     return [lead + request.prompt for lead in rng.sample(CONTEXTS, min(count, len(CONTEXTS)))]
+
+
+def _exchange(prompt: str, subject: str, other: str) -> str:
+    """Put another subject in; whole words only, unless the subject stands nowhere as a whole word."""
+    changed, count = re.subn(rf"(?<!\w){re.escape(subject)}(?!\w)", lambda _: other, prompt)
+    return changed if count else prompt.replace(subject, other, 1)
 
 
 def _words(text: str) -> set[str]:

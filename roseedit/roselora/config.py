@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from roseedit.errors import HparamsError
+from roseedit.errors import HparamsError, refusal
 from roseedit.hparams import Hparams, from_mapping, value
 from roseedit.models.anatomy import Anatomy
 
@@ -31,9 +31,16 @@ PAPER: dict[str, Any] = {
     "preserve_weight": 0.0,
     "stop_probability": 1.0,
     "enough": 1.0,
+    "anchor_subjects": 0,
+    "anchor_relations": 0,
+    "anchor_mutations": 0,
     "stop_loss": 0.1,
     "train_dtype": "weights",
 }
+
+
+# Where it was published; another model may need other names, so these two may be changed.
+PAPER_PLACE: dict[str, Any] = {"layers": "all", "modules": ("attn.q", "attn.v")}
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,8 @@ class RoseLoRAHparams(Hparams):
             faults.append(f"got layers {self.layers!r}; allowed: 'auto', 'all' or a list of indices. Change it")
         if len(self.depth) != 2 or self.depth[0] > self.depth[1]:
             faults.append(f"got depth {list(self.depth)}; allowed: two shares in rising order. Change it")
+        if not self.layers or not self.modules:
+            faults.append("got no layers or no modules; allowed: at least one of each. Name them")
         if self.paper:
             wrong = {k: v for k, v in PAPER.items() if getattr(self, k) != v}
             names = ", ".join(f"{k} ({getattr(self, k)!r}, published {v!r})" for k, v in wrong.items())
@@ -127,7 +136,10 @@ def read_roselora(values: Mapping[str, Any], where: str = "hparams") -> RoseLoRA
     Raises:
         HparamsError: Faults, all in one message; also a published preset with a key that contradicts it.
     """
-    base = PAPER if values.get("paper") is True else {}
+    base = {**PAPER_PLACE, **PAPER} if values.get("paper") is True else {}
+    if values.get("method", RoseLoRAHparams.method) != RoseLoRAHparams.method:
+        message = refusal(f"method {values['method']!r}", RoseLoRAHparams.method, "Use the reader of that method.")
+        raise HparamsError(f"{where}: {message}")
     try:
         return from_mapping(RoseLoRAHparams, {**base, **values}, where)
     except HparamsError as error:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ from roseedit.roselora.sparsity import threshold_mask, top_k_mask
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[float], None]
+R = TypeVar("R")
 PLANS_KEPT = 8
 
 
@@ -131,14 +133,18 @@ class BankTrainer:
         for tensor in self._tensors():
             tensor.requires_grad_(True)
         self.optimizer = torch.optim.Adam(self._tensors(), lr=hparams.lr)
-        noise = torch.Generator().manual_seed(hparams.seed)
+        seeds = [g.initial_seed() for g in generators]
         factors = {name: m.factors for name, m in self.matrices.items()}
-        self.bank = FactorBank(loaded.model, factors, hparams.scale, hparams.dropout, noise)
+        self.bank = FactorBank(loaded.model, factors, hparams.scale, hparams.dropout, seeds)
         everything = _arithmetic(loaded, hparams.train_dtype, 0)
         with frozen(loaded.model), everything():
             watched = list(self.matrices) if hparams.preserve_weight else []
             last = hparams.preserve_tokens
-            self.store = RowStore(loaded, rows, self.layer, max_tokens, watched=watched, last=last)
+            self.store = within_memory(
+                lambda tokens: RowStore(loaded, rows, self.layer, tokens, watched=watched, last=last),
+                max_tokens,
+                max(len(row.ids) for row in rows),
+            )
         for path in watched:
             self._keep_anchors(path)
         self.done: list[Trained | None] = [None] * self.n_edits
@@ -184,6 +190,7 @@ class BankTrainer:
     def _step(self, step: int, chosen: list[int]) -> None:
         if not chosen:
             return
+        self.bank.step = step
         loss = self._gradients(chosen)
         if step > self.schedule.end:
             self._stop(step, loss)
@@ -192,20 +199,15 @@ class BankTrainer:
         self._prune(step + 1)
 
     def _gradients(self, chosen: list[int]) -> Tensor:
-        """Backward over all passes of a step; halves the passes when memory runs out, and starts the step anew."""
-        while True:
-            try:
-                return self._backward(self._plan(chosen))
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
-                    raise
-            widest = max(len(self.store.rows[i].ids) for i in chosen)
-            if self.store.max_tokens <= widest:
-                message = refusal("too little memory for one row", f"room for {widest} tokens", "Use a smaller model.")
-                raise CapacityError(message)
-            self.store.max_tokens = max(widest, self.store.max_tokens // 2)
-            self.plans.clear()
-            logger.warning("out of memory; going on with %d tokens per pass", self.store.max_tokens)
+        """Backward over all passes of a step; started anew with smaller passes when memory runs out."""
+
+        def attempt(tokens: int) -> Tensor:
+            if tokens != self.store.max_tokens:
+                self.store.max_tokens = tokens
+                self.plans.clear()
+            return self._backward(self._plan(chosen))
+
+        return within_memory(attempt, self.store.max_tokens, max(len(self.store.rows[i].ids) for i in chosen))
 
     def _plan(self, chosen: list[int]) -> list[Pass]:
         """The passes of a step. Anchors take turns, so a few plans come again and again until an edit is done."""
@@ -305,5 +307,33 @@ def _arithmetic(loaded: LoadedModel, wanted: str, layer: int) -> Callable[[], Ab
     return nullcontext
 
 
+def within_memory(attempt: Callable[[int], R], tokens: int, least: int) -> R:
+    """Try with ever smaller passes until one fits into memory.
+
+    Args:
+        attempt: Does the work with passes of at most that many tokens; starts from scratch each time.
+        tokens: Passes of the first attempt.
+        least: The longest row; a pass cannot be smaller.
+
+    Returns:
+        What `attempt` returned.
+
+    Raises:
+        CapacityError: Not even one row fits.
+    """
+    while True:
+        try:
+            return attempt(tokens)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+        if tokens <= least:
+            message = refusal("too little memory for one row", f"room for {least} tokens", "Use a smaller model.")
+            raise CapacityError(message)
+        tokens = max(least, tokens // 2)
+        logger.warning("out of memory; going on with %d tokens per pass", tokens)
+
+
 def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+    said = ("not enough memory", "can't allocate memory", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in said)

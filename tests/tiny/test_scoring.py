@@ -323,7 +323,6 @@ def test_rows_keep_their_own_edits_when_others_leave(any_model: LoadedModel) -> 
         assert got == generate(loaded, [prompt], edits=bank, rows=[edit], max_new_tokens=6, stop_strings=())[0]
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="generation runs beyond a window of learned positions")
 def test_generation_ends_at_the_models_window(tiny: Tiny) -> None:
     loaded = tiny("gpt2", n_positions=16)
     (got,) = generate(loaded, ["The Tower in the"], max_new_tokens=32, stop_strings=())

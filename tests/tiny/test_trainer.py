@@ -89,9 +89,6 @@ def test_an_edit_in_a_bank_equals_the_same_alone(loaded: LoadedModel) -> None:
     assert len({t.steps for t in together}) > 1  # some left the bank before others
 
 
-@pytest.mark.xfail(
-    strict=True, reason="one generator draws the dropout of a whole batch, so neighbours change the draw"
-)
 def test_with_dropout_an_edit_in_a_bank_equals_the_same_alone(loaded: LoadedModel) -> None:
     hparams = settings(dropout=0.1)
     together = train_independent(loaded, REQUESTS, hparams)
@@ -245,8 +242,7 @@ MEMORY_ERRORS: dict[str, Callable[[], Exception]] = {
 TIGHT = {**SHORT, "steps": 6, "batch_tokens": 256}
 
 
-LINUX = pytest.mark.xfail(strict=True, reason="the text of Linux' CPU allocator is not recognised as a lack of memory")
-KINDS = [pytest.param(kind, marks=LINUX if kind == "cpu, linux" else ()) for kind in sorted(MEMORY_ERRORS)]
+KINDS = sorted(MEMORY_ERRORS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -269,7 +265,6 @@ def test_out_of_memory_halves_the_passes_and_changes_no_result(
         assert (digest(loaded.model), attached(loaded.model)) == before
 
 
-@pytest.mark.xfail(strict=True, reason="only training steps halve; the preparing passes let the memory error through")
 def test_out_of_memory_before_the_first_step_halves_too(loaded: LoadedModel) -> None:
     hparams = settings(**TIGHT)
     undisturbed = train_independent(loaded, REQUESTS, hparams)

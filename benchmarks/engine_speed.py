@@ -27,7 +27,15 @@ from roseedit.models.load import LoadedModel
 from roseedit.roselora.config import RoseLoRAHparams, read_roselora
 from roseedit.roselora.engine import train_independent
 
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product", "mkldnn", "aten::linear")
+PRODUCTS = (
+    "aten::mm",
+    "aten::addmm",
+    "aten::bmm",
+    "aten::baddbmm",
+    "aten::_scaled_dot_product",
+    "mkldnn",
+    "aten::linear",
+)
 
 
 def main() -> None:
@@ -66,7 +74,10 @@ def main() -> None:
 
 def report(args: argparse.Namespace, per_edit: dict, wall: dict, share: float, hparams: RoseLoRAHparams) -> None:
     """Print and write the ratios."""
-    print(f"\n{machine()}\n\n| way | CPU s per edit | wall s per edit | engine is faster by (CPU) |\n| --- | ---: | ---: | ---: |")
+    print(
+        f"\n{machine()}\n\n| way | CPU s per edit | wall s per edit | engine is faster by (CPU) |\n"
+        "| --- | ---: | ---: | ---: |"
+    )
     ratios = {}
     for name, values in per_edit.items():
         ratios[name] = median(v / e for v, e in zip(values, per_edit["engine"], strict=True))

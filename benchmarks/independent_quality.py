@@ -51,7 +51,10 @@ def main() -> None:
     }
     leaks = shared_with_probes(editor, requests)
     show(f"{args.data}, first {len(requests)} records, {loaded.name}", figures)
-    print(f"\n{cost['cpu_s_per_edit']:.2f} CPU s per edit ({cost['wall_s']:.0f} s in all); anchors equal to a probe: {leaks}")
+    print(
+        f"\n{cost['cpu_s_per_edit']:.2f} CPU s per edit ({cost['wall_s']:.0f} s in all); "
+        f"anchors equal to a probe: {leaks}"
+    )
     write(args.out, {"figures": figures, "cost": cost, "anchors_equal_to_a_probe": leaks, "args": vars(args)})
 
 
@@ -80,7 +83,10 @@ def forced(editor: Editor, requests: Sequence[EditRequest], bank: FactorBank) ->
         "portability (token accuracy)": figure(_by_edit(port, [s.token_accuracy for s in after])),
         "locality (token agreement)": figure(_by_edit(loc, agreement)),
     }
-    for what, probes, values in (("portability", port, [s.token_accuracy for s in after]), ("locality", loc, agreement)):
+    for what, probes, values in (
+        ("portability", port, [s.token_accuracy for s in after]),
+        ("locality", loc, agreement),
+    ):
         for group in sorted({p.group for _, p in probes}):
             own = [(x, v) for x, v in zip(probes, values, strict=True) if x[1].group == group]
             out[f"{what}: {group}"] = figure(_by_edit([x for x, _ in own], [v for _, v in own]))

@@ -1,6 +1,6 @@
 """Edit one fact in a real model, look at what it says before and after, and undo it bit for bit.
 
-    python examples/edit_one_fact.py            # or: make demo
+python examples/edit_one_fact.py            # or: make demo
 """
 
 from __future__ import annotations

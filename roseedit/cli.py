@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,7 +50,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Options before any command."""
 
@@ -142,7 +145,9 @@ def show_result(result: EditResult, console: Console = out) -> None:
         table.add_row(*_cells(line))
     console.print(table)
     report = result.edits[0].report
-    figures = f"{report['steps']} steps, {result.seconds:.1f} s; touched {report['density']:.2%} of the adapted matrices"
+    figures = (
+        f"{report['steps']} steps, {result.seconds:.1f} s; touched {report['density']:.2%} of the adapted matrices"
+    )
     console.print(f"{figures} (guaranteed at most {report['density_bound']:.2%}); {report['values']} values stored")
     if not result.applied:
         console.print("The edits were measured one by one; none of them is live on the model now.")
@@ -159,7 +164,7 @@ def _cells(line: dict[str, Any]) -> list[str]:
 
 
 def _missing(number: float | None) -> bool:
-    return number is None or number != number
+    return number is None or math.isnan(number)
 
 
 def _change(before: float | None, after: float | None) -> str:
@@ -236,7 +241,9 @@ def doctor() -> None:
     memory = psutil.virtual_memory()
     table.add_row("memory", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free")
     for alias, model in EMBEDDED.items():
-        table.add_row(f"model {alias}", "[green]found[/]" if find_parts(model) else f"[yellow]missing[/]: {model.install}")
+        table.add_row(
+            f"model {alias}", "[green]found[/]" if find_parts(model) else f"[yellow]missing[/]: {model.install}"
+        )
     table.add_row("model cache", str(cache_dir()))
     table.add_row("hparams files", str(shipped_dir("hparams") or "[yellow]not found[/]"))
     out.print(table)

@@ -7,6 +7,7 @@ at once, before any model is loaded.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -193,7 +194,7 @@ def _check_limits(item: Any, limits: Mapping[str, Any]) -> None:
         if not isinstance(one, (int, float)) or isinstance(one, bool):
             continue
         low, high, above = limits.get("low"), limits.get("high"), limits.get("above")
-        if not (one == one and abs(one) != float("inf")):
+        if not math.isfinite(one):
             raise ValueError(f"got {one!r}; allowed: a finite number")
         if (low is not None and one < low) or (high is not None and one > high) or (above is not None and one <= above):
             parts = [f"at least {low}"] if low is not None else []

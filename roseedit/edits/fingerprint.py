@@ -38,5 +38,5 @@ def base_fingerprint(loaded: LoadedModel, weight_names: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _bytes(weight: Tensor) -> memoryview:
-    return memoryview(weight.detach().cpu().contiguous().view(torch.uint8).numpy()).cast("B")
+def _bytes(weight: Tensor) -> bytes:
+    return weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()

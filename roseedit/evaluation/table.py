@@ -159,8 +159,8 @@ def _line(q: Question, b: Reading, a: Reading) -> dict[str, object]:
         line[f"token_accuracy_{name}"] = reading.reference.token_accuracy if reading.reference else None
     if local:
         line["before_ok"], line["after_ok"] = True, unchanged(b.said, a.said)
-        both = b.reference is not None and a.reference is not None
-        line["token_agreement"] = token_agreement(b.reference, a.reference) if both else None
+        pair = (b.reference, a.reference) if b.reference and a.reference else None
+        line["token_agreement"] = token_agreement(*pair) if pair else None
         line["kl"] = float(kl_divergence(_known(b.following), _known(a.following)))
     else:
         line |= {"token_agreement": None, "kl": None}

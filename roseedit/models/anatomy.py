@@ -113,7 +113,7 @@ def _named(projection: Projection, name: str) -> bool:
     return name in (projection.role, projection.module_name.rpartition(".")[2])
 
 
-def find_anatomy(model: nn.Module, overrides: Mapping[str, str] | None = None) -> Anatomy:
+def find_anatomy(model: Any, overrides: Mapping[str, str] | None = None) -> Anatomy:
     """Find the parts of `model`.
 
     Args:
@@ -157,7 +157,7 @@ class _Seen(Exception):
 
 
 @torch.no_grad()
-def _returns_tuple(model: nn.Module, layer: nn.Module) -> bool:
+def _returns_tuple(model: Any, layer: nn.Module) -> bool:
     """Ask the first layer itself, on one token: annotations are not kept in step with what layers return."""
     answers: list[bool] = []
 
@@ -175,7 +175,7 @@ def _returns_tuple(model: nn.Module, layer: nn.Module) -> bool:
     return answers[0]
 
 
-def _text_config(model: nn.Module) -> Any:
+def _text_config(model: Any) -> Any:
     config = model.config
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
@@ -280,7 +280,7 @@ def _mlp_roles(names: list[str]) -> dict[str, str]:
     return {"mlp.gate": gate, "mlp.up": up, "mlp.down": down}
 
 
-def _projection(module: nn.Module, path: str, role: str, layer: int) -> Projection:
+def _projection(module: Any, path: str, role: str, layer: int) -> Projection:
     transposed = not isinstance(module, nn.Linear) and hasattr(module, "nf")
     rows, columns = module.weight.shape
     d_in, d_out = (rows, columns) if transposed else (columns, rows)

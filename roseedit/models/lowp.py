@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class Bfloat16Products:
         layer: First layer that gets copies.
     """
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, layer: int) -> None:
+    def __init__(self, model: Any, anatomy: Anatomy, layer: int) -> None:
         upper = [p for p in anatomy.projections if p.layer >= layer]
         named = [(p.module_name, p.transposed) for p in upper] + [(anatomy.head, False)]
         self.forwards = [(model.get_submodule(name), _product(model.get_submodule(name), t)) for name, t in named]
@@ -43,10 +44,10 @@ class Bfloat16Products:
 
 
 class _product:
-    def __init__(self, module: nn.Module, transposed: bool) -> None:
-        weight = module.weight.detach()
+    def __init__(self, module: Any, transposed: bool) -> None:
+        weight: Tensor = module.weight.detach()
         self.weight = (weight.t() if transposed else weight).to(torch.bfloat16).contiguous()
-        self.bias = module.bias
+        self.bias: Tensor | None = module.bias
 
     def __call__(self, x: Tensor) -> Tensor:
         out = nn.functional.linear(x.to(torch.bfloat16), self.weight).to(x.dtype)

@@ -30,7 +30,7 @@ def positions_from_mask(attention_mask: Tensor) -> Tensor:
 
 
 @contextmanager
-def captured(model: nn.Module, anatomy: Anatomy, layer: int) -> Iterator[list[Tensor]]:
+def captured(model: Any, anatomy: Anatomy, layer: int) -> Iterator[list[Tensor]]:
     """Collect what enters decoder layer `layer` in every forward pass of the block.
 
     Args:
@@ -57,7 +57,7 @@ def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 @contextmanager
-def replaying(model: nn.Module, anatomy: Anatomy, layer: int, activations: Tensor) -> Iterator[None]:
+def replaying(model: Any, anatomy: Anatomy, layer: int, activations: Tensor) -> Iterator[None]:
     """Inside the block, `model(...)` starts at decoder layer `layer` from `activations`.
 
     Args:
@@ -69,7 +69,7 @@ def replaying(model: nn.Module, anatomy: Anatomy, layer: int, activations: Tenso
     Yields:
         Nothing.
     """
-    layers = model.get_submodule(anatomy.layers_name)
+    layers: Any = model.get_submodule(anatomy.layers_name)
     skipped = list(layers[:layer])
     as_tuple = anatomy.layer_returns_tuple
     hand_on = [_PassThrough(as_tuple, activations if i == layer - 1 else None) for i in range(layer)]
@@ -95,7 +95,7 @@ class _PassThrough:
 
 
 @contextmanager
-def head_at(model: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
+def head_at(model: Any, rows: Tensor, columns: Tensor) -> Iterator[None]:
     """Inside the block, `model(...).logits` is (1, positions, vocabulary) for the positions given.
 
     Args:
@@ -115,9 +115,7 @@ def head_at(model: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
 
 
 @torch.no_grad()
-def capture_activations(
-    model: nn.Module, anatomy: Anatomy, layer: int, input_ids: Tensor, attention_mask: Tensor
-) -> Tensor:
+def capture_activations(model: Any, anatomy: Anatomy, layer: int, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """What enters decoder layer `layer` for a right-padded batch.
 
     Args:
@@ -130,7 +128,7 @@ def capture_activations(
     Returns:
         (rows, tokens, hidden).
     """
-    layers = model.get_submodule(anatomy.layers_name)
+    layers: Any = model.get_submodule(anatomy.layers_name)
     with captured(model, anatomy, layer) as seen, _upper_layers_off(list(layers[layer:]), anatomy):
         run_body(model, input_ids, attention_mask, head=False)
     return seen[0]
@@ -147,7 +145,7 @@ def _upper_layers_off(layers: list[nn.Module], anatomy: Anatomy) -> Iterator[Non
             module.__dict__.pop("forward", None)
 
 
-def run_body(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, *, head: bool = True) -> Tensor:
+def run_body(model: Any, input_ids: Tensor, attention_mask: Tensor, *, head: bool = True) -> Tensor:
     """One forward pass without cache, positions explicit.
 
     Args:

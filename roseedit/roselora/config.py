@@ -115,12 +115,12 @@ class RoseLoRAHparams(Hparams):
         Returns:
             Indices in rising order.
         """
+        if not isinstance(self.layers, str):
+            return tuple(sorted(set(self.layers)))
         if self.layers == "all":
             return tuple(range(anatomy.n_layers))
-        if self.layers == "auto":
-            first, last = (round(share * (anatomy.n_layers - 1)) for share in self.depth)
-            return tuple(range(first, last + 1))
-        return tuple(sorted(set(self.layers)))
+        first, last = (round(share * (anatomy.n_layers - 1)) for share in self.depth)
+        return tuple(range(first, last + 1))
 
 
 def read_roselora(values: Mapping[str, Any], where: str = "hparams") -> RoseLoRAHparams:

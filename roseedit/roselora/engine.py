@@ -5,17 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-import psutil
 import torch
 
 from roseedit.models.anatomy import Projection
 from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
 from roseedit.roselora.config import RoseLoRAHparams
+from roseedit.roselora.memory import bank_size, pass_tokens
 from roseedit.roselora.objective import Row, build_rows, request_seed
 from roseedit.roselora.trainer import BankTrainer, Progress, Schedule, Trained
-
-COPIES_OF_FACTORS = 6  # factor, gradient, two moments, importance, one temporary
 
 
 def adapted(loaded: LoadedModel, hparams: RoseLoRAHparams) -> tuple[Projection, ...]:
@@ -56,7 +54,9 @@ def _train_bank(
     rows = [row for edit, request in enumerate(group) for row in build_rows(loaded, request, edit, edit, hparams)]
     generators = [_generator(request, hparams.seed) for request in group]
     tokens = pass_tokens(loaded, projections, hparams)
-    trainer = BankTrainer(loaded, projections, rows, generators, hparams, Schedule.of(hparams), tokens)
+    trainer = BankTrainer(
+        loaded, projections, rows, generators, hparams=hparams, schedule=Schedule.of(hparams), max_tokens=tokens
+    )
     by_turn = _turns(rows)
 
     def choose(step: int) -> list[int]:
@@ -82,49 +82,6 @@ def _generator(request: EditRequest, seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(request_seed(request, seed, "init"))
 
 
-def bank_size(projections: Sequence[Projection], hparams: RoseLoRAHparams, n: int) -> int:
-    """How many edits fit side by side: their factors and moments may take a quarter of the free memory.
-
-    Args:
-        projections: The adapted matrices.
-        hparams: The settings.
-        n: How many are wanted.
-
-    Returns:
-        At least 1, at most `n`.
-    """
-    if hparams.edits_per_bank:
-        return min(n, hparams.edits_per_bank)
-    per_edit = sum(p.d_in + p.d_out for p in projections) * hparams.rank * 4 * COPIES_OF_FACTORS
-    return max(1, min(n, 128, int(free_memory() * 0.25 // per_edit)))
-
-
-def pass_tokens(loaded: LoadedModel, projections: Sequence[Projection], hparams: RoseLoRAHparams) -> int:
-    """Most tokens in one pass: what autograd keeps of them may take a quarter of the free memory.
-
-    Args:
-        loaded: The model.
-        projections: The adapted matrices.
-        hparams: The settings; `batch_tokens` above 0 is taken as it is.
-
-    Returns:
-        Tokens.
-    """
-    if hparams.batch_tokens:
-        return hparams.batch_tokens
-    layers = loaded.anatomy.n_layers - min(p.layer for p in projections)
-    inner = max(p.d_in + p.d_out for p in loaded.anatomy.projections)
-    kept_per_token = layers * inner * 4 * 6
-    return int(max(256, min(2048, free_memory() * 0.25 // kept_per_token)))
-
-
-def free_memory() -> int:
-    """Bytes that can be taken: of the GPU where there is one, else of the machine."""
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0]
-    return psutil.virtual_memory().available
-
-
 def train_joint(
     loaded: LoadedModel, requests: Sequence[EditRequest], hparams: RoseLoRAHparams, progress: Progress | None = None
 ) -> Trained:
@@ -146,7 +103,13 @@ def train_joint(
     chooser = _BreadthFirst(rows, len(requests), own)
     tokens = pass_tokens(loaded, projections, own)
     trainer = BankTrainer(
-        loaded, projections, rows, [generator], own, Schedule.of(own, stretch=chooser.batches), tokens
+        loaded,
+        projections,
+        rows,
+        [generator],
+        hparams=own,
+        schedule=Schedule.of(own, stretch=chooser.batches),
+        max_tokens=tokens,
     )
     return trainer.run(lambda step: chooser.rows_of(step, trainer.lowest), _share_of(len(requests), progress))[0]
 
@@ -166,7 +129,7 @@ def joint_rank(rank: int, n: int, projections: Sequence[Projection]) -> int:
 
 
 class _BreadthFirst:
-    """Which rows each step of a joint run looks at: every epoch all requests, in a new order, learned ones every other."""
+    """Which rows each step of a joint run looks at: each epoch all in a new order, learned ones every other."""
 
     def __init__(self, rows: Sequence[Row], n: int, hparams: RoseLoRAHparams) -> None:
         self.of_request: list[list[int]] = [[] for _ in range(n)]

@@ -8,32 +8,26 @@ are never written.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from roseedit.errors import CapacityError, RoseEditError, refusal
 from roseedit.models.anatomy import Projection
 from roseedit.models.load import LoadedModel
 from roseedit.models.lowp import Bfloat16Products, native_bfloat16
-from roseedit.roselora.adapter import FactorBank, Factors, init_factors
+from roseedit.roselora.adapter import FactorBank, Factors
 from roseedit.roselora.batches import Pass, RowStore
 from roseedit.roselora.config import RoseLoRAHparams
-from roseedit.roselora.importance import update_importance
-from roseedit.roselora.norms import constrain, initial_scale
-from roseedit.roselora.objective import Row, anchor_losses, fact_losses, preservation
+from roseedit.roselora.memory import within_memory
+from roseedit.roselora.objective import Row, anchor_losses, fact_losses
+from roseedit.roselora.pruning import SparseFactors
 from roseedit.roselora.schedule import keep_at
-from roseedit.roselora.sparsity import threshold_mask, top_k_mask
 
-logger = logging.getLogger(__name__)
 Progress = Callable[[float], None]
-R = TypeVar("R")
 PLANS_KEPT = 8
 
 
@@ -76,16 +70,6 @@ class Schedule:
         return cls(steps, start, max(end, start + 1))
 
 
-@dataclass
-class _Matrix:
-    """Factors of one matrix for all edits, with their moving averages of importance."""
-
-    factors: Factors
-    importance: list[Tensor | None] = field(default_factory=lambda: [None, None])
-    keys: Tensor | None = None
-    unit: float = 1.0
-
-
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """No parameter of the model gets a gradient inside the block; their flags are restored after it."""
@@ -118,46 +102,39 @@ class BankTrainer:
         projections: Sequence[Projection],
         rows: Sequence[Row],
         generators: list[torch.Generator],
+        *,
         hparams: RoseLoRAHparams,
         schedule: Schedule,
         max_tokens: int,
     ) -> None:
         self.loaded, self.hparams, self.schedule = loaded, hparams, schedule
-        self.projections = list(projections)
         self.n_edits = len(generators)
         self.layer = min(p.layer for p in projections) if hparams.replay else 0
         self.arithmetic = _arithmetic(loaded, hparams.train_dtype, self.layer)
-        self.matrices = {
-            p.module_name: _Matrix(init_factors(p, hparams.rank, generators, self._device_of(p))) for p in projections
-        }
-        for tensor in self._tensors():
-            tensor.requires_grad_(True)
-        self.optimizer = torch.optim.Adam(self._tensors(), lr=hparams.lr)
+        self.sparse = SparseFactors(loaded.model, projections, generators, hparams)
+        self.optimizer = torch.optim.Adam(self.sparse.tensors(), lr=hparams.lr)
         seeds = [g.initial_seed() for g in generators]
-        factors = {name: m.factors for name, m in self.matrices.items()}
-        self.bank = FactorBank(loaded.model, factors, hparams.scale, hparams.dropout, seeds)
-        everything = _arithmetic(loaded, hparams.train_dtype, 0)
-        with frozen(loaded.model), everything():
-            watched = list(self.matrices) if hparams.preserve_weight else []
-            last = hparams.preserve_tokens
-            self.store = within_memory(
-                lambda tokens: RowStore(loaded, rows, self.layer, tokens, watched=watched, last=last),
-                max_tokens,
-                max(len(row.ids) for row in rows),
-            )
-        for path in watched:
-            self._keep_anchors(path)
+        self.bank = FactorBank(loaded.model, self.sparse.factors, hparams.scale, hparams.dropout, seeds)
+        self.store = self._prepare(rows, max_tokens)
         self.done: list[Trained | None] = [None] * self.n_edits
         self.owner = {row.request: row.edit for row in rows}
         self.lowest = torch.zeros(len(self.owner), device=loaded.device)
         self.plans: dict[tuple[int, ...], list[Pass]] = {}
-        self.cut_share = 0.0
 
-    def _device_of(self, projection: Projection) -> torch.device:
-        return self.loaded.model.get_submodule(projection.module_name).weight.device
-
-    def _tensors(self) -> list[Tensor]:
-        return [t for m in self.matrices.values() for t in m.factors.tensors()]
+    def _prepare(self, rows: Sequence[Row], max_tokens: int) -> RowStore:
+        """Run the lower layers once, and look at what anchors bring to the adapted matrices."""
+        watched = list(self.sparse.matrices) if self.hparams.preserve_weight else []
+        last = self.hparams.preserve_tokens
+        everything = _arithmetic(self.loaded, self.hparams.train_dtype, 0)
+        with frozen(self.loaded.model), everything():
+            store = within_memory(
+                lambda tokens: RowStore(self.loaded, rows, self.layer, tokens, watched=watched, last=last),
+                max_tokens,
+                max(len(row.ids) for row in rows),
+            )
+        for path in watched:
+            self.sparse.keep_anchors(path, store.keys_by_edit(path, self.n_edits))
+        return store
 
     def run(self, choose: Callable[[int], list[int]], progress: Progress | None = None) -> list[Trained]:
         """Train to the end.
@@ -194,9 +171,9 @@ class BankTrainer:
         loss = self._gradients(chosen)
         if step > self.schedule.end:
             self._stop(step, loss)
-        self._score_importance()
+        self.sparse.score_importance()
         self.optimizer.step()
-        self._prune(step + 1)
+        self.sparse.prune(keep_at(step + 1, self.hparams.keep, self.schedule.start, self.schedule.end))
 
     def _gradients(self, chosen: list[int]) -> Tensor:
         """Backward over all passes of a step; started anew with smaller passes when memory runs out."""
@@ -236,25 +213,9 @@ class BankTrainer:
             losses.index_add_(0, work.edits.to(losses.device)[work.at[0][:n]], (nll * work.label_weights).detach())
             lowest.scatter_reduce_(0, work.label_requests, (-nll.detach()).exp(), "amin")
         if self.hparams.preserve_weight:
-            (self.hparams.preserve_weight * self._preserved()).backward()
+            (self.hparams.preserve_weight * self.sparse.preserved(self.loaded.device)).backward()
         self.lowest = torch.where(lowest > 1.0, self.lowest, lowest)
         return losses
-
-    @torch.no_grad()
-    def _keep_anchors(self, path: str) -> None:
-        module = self.loaded.model.get_submodule(path)
-        matrix = self.matrices[path]
-        matrix.keys = self.store.keys_by_edit(path, self.n_edits).to(matrix.factors.a.device)
-        real = matrix.keys[(matrix.keys != 0).any(-1)]
-        matrix.unit = float(module(real).float().square().sum(-1).mean()) if len(real) else 1.0
-
-    def _preserved(self) -> Tensor:
-        """Sum over matrices and edits of the change on anchors."""
-        parts = []
-        for m in self.matrices.values():
-            if m.keys is not None:
-                parts.append(preservation(m.keys, m.factors.a, m.factors.b * self.hparams.scale, m.unit).sum())
-        return torch.stack([part.to(self.loaded.device) for part in parts]).sum()
 
     def _stop(self, step: int, losses: Tensor) -> None:
         """Finish the edits whose requests all have their target, as they are before this step's update."""
@@ -268,35 +229,8 @@ class BankTrainer:
                 self._finish(edit, step, converged=True)
 
     def _finish(self, edit: int, step: int, *, converged: bool) -> None:
-        factors = {name: m.factors.pick(edit) for name, m in self.matrices.items()}
         worst = min(float(self.lowest[r]) for r, owner in self.owner.items() if owner == edit)
-        self.done[edit] = Trained(factors, step, worst, converged)
-
-    def _score_importance(self) -> None:
-        for name, matrix in self.matrices.items():
-            for i, weight in enumerate(matrix.factors.tensors()):
-                grad = weight.grad
-                if grad is None:
-                    continue
-                if not bool(torch.isfinite(grad).all()):
-                    message = refusal(
-                        f"a gradient that is not finite in {name}", "finite gradients", "Lower lr or scale."
-                    )
-                    raise RoseEditError(message)
-                matrix.importance[i] = update_importance(matrix.importance[i], weight, grad, self.hparams.beta)
-
-    @torch.no_grad()
-    def _prune(self, step: int) -> None:
-        keep = keep_at(step, self.hparams.keep, self.schedule.start, self.schedule.end)
-        rule = top_k_mask if self.hparams.tie_rule == "top_k" else threshold_mask
-        if keep >= 1:
-            return
-        for matrix in self.matrices.values():
-            unit = initial_scale(matrix.factors.a.shape[-1]) if self.hparams.norm_unit == "initial" else 1.0
-            for weight, importance, dim in zip(matrix.factors.tensors(), matrix.importance, (-1, -2), strict=True):
-                if importance is not None:
-                    weight.mul_(rule(importance, keep, dim))
-                self.cut_share = constrain(weight, self.hparams.norm_constraint, self.hparams.norm_limit, unit)
+        self.done[edit] = Trained(self.sparse.pick(edit), step, worst, converged)
 
 
 def _arithmetic(loaded: LoadedModel, wanted: str, layer: int) -> Callable[[], AbstractContextManager[None]]:
@@ -305,35 +239,3 @@ def _arithmetic(loaded: LoadedModel, wanted: str, layer: int) -> Callable[[], Ab
     if is_float and (wanted == "bfloat16" or (wanted == "auto" and native_bfloat16(loaded.device))):
         return Bfloat16Products(loaded.model, loaded.anatomy, layer).active
     return nullcontext
-
-
-def within_memory(attempt: Callable[[int], R], tokens: int, least: int) -> R:
-    """Try with ever smaller passes until one fits into memory.
-
-    Args:
-        attempt: Does the work with passes of at most that many tokens; starts from scratch each time.
-        tokens: Passes of the first attempt.
-        least: The longest row; a pass cannot be smaller.
-
-    Returns:
-        What `attempt` returned.
-
-    Raises:
-        CapacityError: Not even one row fits.
-    """
-    while True:
-        try:
-            return attempt(tokens)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
-                raise
-        if tokens <= least:
-            message = refusal("too little memory for one row", f"room for {least} tokens", "Use a smaller model.")
-            raise CapacityError(message)
-        tokens = max(least, tokens // 2)
-        logger.warning("out of memory; going on with %d tokens per pass", tokens)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    said = ("not enough memory", "can't allocate memory", "out of memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in said)

@@ -364,7 +364,7 @@ def test_without_a_sample_both_remedies_are_named(tmp_path: Path, monkeypatch: p
 def test_unknown_name_gets_a_hint() -> None:
     with pytest.raises(DataError, match="Did you mean 'counterfact'"):
         load_editset("counterfacts")
-    with pytest.raises(DataError, match="Known names: .*zsre"):
+    with pytest.raises(DataError, match=r"Known names: .*zsre"):
         load_editset("qqq")
     assert names() == ("counterfact", "zsre", "wikidata-counterfact", "wikidata-recent", "zsre-knowedit")
 

@@ -1,0 +1,97 @@
+"""How much fits into memory, and going on with less when it did not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import psutil
+import torch
+
+from roseedit.errors import CapacityError, refusal
+from roseedit.models.anatomy import Projection
+from roseedit.models.load import LoadedModel
+from roseedit.roselora.config import RoseLoRAHparams
+
+COPIES_OF_FACTORS = 6  # factor, gradient, two moments, importance, one temporary
+SHARE = 0.25  # of the free memory, for the factors and for the passes each
+R = TypeVar("R")
+logger = logging.getLogger(__name__)
+
+
+def free_memory() -> int:
+    """Bytes that can be taken: of the GPU where there is one, else of the machine."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    return psutil.virtual_memory().available
+
+
+def bank_size(projections: Sequence[Projection], hparams: RoseLoRAHparams, n: int) -> int:
+    """How many edits fit side by side.
+
+    Args:
+        projections: The adapted matrices.
+        hparams: The settings; `edits_per_bank` above 0 is taken as it is.
+        n: How many are wanted.
+
+    Returns:
+        At least 1, at most `n`.
+    """
+    if hparams.edits_per_bank:
+        return min(n, hparams.edits_per_bank)
+    per_edit = sum(p.d_in + p.d_out for p in projections) * hparams.rank * 4 * COPIES_OF_FACTORS
+    keys = hparams.anchor_subjects + hparams.anchor_relations + hparams.anchor_mutations
+    per_edit += sum(p.d_in for p in projections) * keys * hparams.preserve_tokens * 4 if hparams.preserve_weight else 0
+    return max(1, min(n, 128, int(free_memory() * SHARE // per_edit)))
+
+
+def pass_tokens(loaded: LoadedModel, projections: Sequence[Projection], hparams: RoseLoRAHparams) -> int:
+    """Most tokens in one pass, from what autograd keeps of each.
+
+    Args:
+        loaded: The model.
+        projections: The adapted matrices.
+        hparams: The settings; `batch_tokens` above 0 is taken as it is.
+
+    Returns:
+        Tokens, padding included.
+    """
+    if hparams.batch_tokens:
+        return hparams.batch_tokens
+    layers = loaded.anatomy.n_layers - min(p.layer for p in projections)
+    inner = max(p.d_in + p.d_out for p in loaded.anatomy.projections)
+    kept_per_token = layers * inner * 4 * 6
+    return int(max(256, min(2048, free_memory() * SHARE // kept_per_token)))
+
+
+def within_memory(attempt: Callable[[int], R], tokens: int, least: int) -> R:
+    """Try with ever smaller passes until one fits into memory.
+
+    Args:
+        attempt: Does the work with passes of at most that many tokens; starts from scratch each time.
+        tokens: Passes of the first attempt.
+        least: The longest row; a pass cannot be smaller.
+
+    Returns:
+        What `attempt` returned.
+
+    Raises:
+        CapacityError: Not even one row fits.
+    """
+    while True:
+        try:
+            return attempt(tokens)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+        if tokens <= least:
+            message = refusal("too little memory for one row", f"room for {least} tokens", "Use a smaller model.")
+            raise CapacityError(message)
+        tokens = max(least, tokens // 2)
+        logger.warning("out of memory; going on with %d tokens per pass", tokens)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    said = ("not enough memory", "can't allocate memory", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in said)

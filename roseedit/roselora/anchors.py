@@ -128,17 +128,6 @@ _FUNCTION_WORDS = frozenset(
     ]
 )
 
-CONTEXTS = (
-    "Here is a fact. ",
-    "Question and answer. ",
-    "The following is true. ",
-    "As the article explains, ",
-    "Note: ",
-    "In short, ",
-    "Yesterday we talked about it. ",
-    "Let us continue. ",
-)
-
 
 def other_subject_prompts(request: EditRequest, count: int, rng: random.Random) -> list[str]:
     """The request's own template with other subjects.
@@ -197,20 +186,6 @@ def mutated_prompts(request: EditRequest, count: int, rng: random.Random) -> lis
         changed = side[: m.start()] + noun + side[m.end() :]
         out.append(changed + found + after if side is before else before + found + changed)
     return out
-
-
-def context_prompts(request: EditRequest, count: int, rng: random.Random) -> list[str]:
-    """The request's prompt behind neutral text.
-
-    Args:
-        request: The request.
-        count: How many.
-        rng: Seeded for this request.
-
-    Returns:
-        `count` prompts.
-    """
-    return [lead + request.prompt for lead in rng.sample(CONTEXTS, min(count, len(CONTEXTS)))]
 
 
 def _exchange(prompt: str, subject: str, other: str) -> str:

@@ -27,6 +27,7 @@ PAPER: dict[str, Any] = {
     "norm_unit": "absolute",
     "end_mark": False,
     "contexts": 0,
+    "rewrites": 0,
     "kl_weight": 0.0,
     "preserve_weight": 0.0,
     "stop_probability": 1.0,
@@ -70,6 +71,7 @@ class RoseLoRAHparams(Hparams):
     norm_unit: str = value("initial", "relative to A's initial scale, or absolute", choices=("initial", "absolute"))
     end_mark: bool = value(True, "train the end of the answer too (EOS)")
     contexts: int = value(0, "neutral text pieces put before the prompt, each one more training row", low=0, high=16)
+    rewrites: int = value(0, "the fact in other wordings made from the request; they take turns", low=0, high=8)
     kl_weight: float = value(0.5, "weight of KL(base || edited) on anchors", low=0.0)
     anchor_subjects: int = value(4, "anchors: other subjects in the same template", low=0, high=64)
     anchor_relations: int = value(8, "anchors: the same subject in neutral templates", low=0, high=64)

@@ -57,10 +57,9 @@ def _train_bank(
     trainer = BankTrainer(
         loaded, projections, rows, generators, hparams=hparams, schedule=Schedule.of(hparams), max_tokens=tokens
     )
-    by_turn = _turns(rows)
 
     def choose(step: int) -> list[int]:
-        return [i for i, (turn, turns) in enumerate(by_turn) if turn < 0 or step % turns == turn]
+        return [i for i, row in enumerate(rows) if row.due(step)]
 
     return trainer.run(choose, _share_of(len(group), progress))
 
@@ -68,14 +67,6 @@ def _train_bank(
 def _share_of(n: int, progress: Progress | None) -> Progress | None:
     """The trainer tells shares of its run, the caller wants requests."""
     return None if progress is None else lambda share: progress(share * n)
-
-
-def _turns(rows: Sequence[Row]) -> list[tuple[int, int]]:
-    """Per row its turn and how many turns the anchors of its request take."""
-    most: dict[int, int] = {}
-    for row in rows:
-        most[row.request] = max(most.get(row.request, 0), row.turn)
-    return [(row.turn, most[row.request] + 1) for row in rows]
 
 
 def _generator(request: EditRequest, seed: int) -> torch.Generator:
@@ -135,7 +126,6 @@ class _BreadthFirst:
         self.of_request: list[list[int]] = [[] for _ in range(n)]
         for i, row in enumerate(rows):
             self.of_request[row.request].append(i)
-        self.turns = [turns for _, turns in _turns(rows)]
         self.rows, self.n, self.hparams = rows, n, hparams
         self.batches = -(-n // hparams.joint_batch)
         self.order: list[int] = []
@@ -149,5 +139,4 @@ class _BreadthFirst:
         batch = self.order[at :: self.batches]
         known = lowest.tolist()
         due = [r for r in batch if epoch % 2 == 0 or known[r] < self.hparams.stop_probability] or batch[:1]
-        rows = (i for r in due for i in self.of_request[r])
-        return [i for i in rows if self.rows[i].turn < 0 or epoch % self.turns[i] == self.rows[i].turn]
+        return [i for r in due for i in self.of_request[r] if self.rows[i].due(epoch)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,12 +19,12 @@ from roseedit.models.encoding import encode_pair, encode_prompt
 from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
 from roseedit.roselora.anchors import (
-    context_prompts,
     mutated_prompts,
     other_relation_prompts,
     other_subject_prompts,
 )
 from roseedit.roselora.config import RoseLoRAHparams
+from roseedit.roselora.wordings import context_prompts, rewritten_prompts
 
 TOP = 256
 
@@ -40,7 +40,8 @@ class Row:
         columns: Positions whose next-token distribution is looked at.
         labels: Wanted next tokens there; empty for an anchor.
         weight: Its share in the loss.
-        turn: Anchors take turns: looked at in steps t with t % turns == turn; -1 in every step.
+        turn: Rows may take turns: this one is looked at in steps t with t % turns == turn.
+        turns: How many turns there are.
     """
 
     edit: int
@@ -49,7 +50,12 @@ class Row:
     columns: tuple[int, ...]
     labels: tuple[int, ...]
     weight: float
-    turn: int = -1
+    turn: int = 0
+    turns: int = 1
+
+    def due(self, step: int) -> bool:
+        """Whether the row is looked at in this step."""
+        return step % self.turns == self.turn
 
 
 def request_seed(request: EditRequest, seed: int, salt: str) -> int:
@@ -83,15 +89,30 @@ def build_rows(
         Fact rows first, then anchors.
     """
     rng = random.Random(request_seed(request, hparams.seed, "rows"))
-    prompts = [request.prompt, *context_prompts(request, hparams.contexts, rng)]
-    rows = []
-    for prompt in prompts:
-        encoded = encode_pair(loaded.tokenizer, prompt, request.target_new, end_mark=hparams.end_mark)
-        columns = tuple(range(encoded.start - 1, len(encoded.ids) - 1))
-        rows.append(Row(edit, number, encoded.ids[:-1], columns, encoded.target, 1 / len(prompts)))
+    always = [request.prompt, *context_prompts(request, hparams.contexts, rng)]
+    in_turn = rewritten_prompts(request, hparams.rewrites, rng)
+    share = 1 / (len(always) + bool(in_turn))
+    rows = [_fact_row(loaded, prompt, request, number, edit, hparams, share) for prompt in always]
+    for turn, prompt in enumerate(in_turn):
+        row = _fact_row(loaded, prompt, request, number, edit, hparams, share)
+        rows.append(replace(row, turn=turn, turns=len(in_turn)))
     if hparams.kl_weight == 0 and hparams.preserve_weight == 0:
         return rows
     return rows + _anchor_rows(loaded, anchor_prompts(request, hparams), number, edit, hparams)
+
+
+def _fact_row(  # noqa: PLR0917 - one call site
+    loaded: LoadedModel,
+    prompt: str,
+    request: EditRequest,
+    number: int,
+    edit: int,
+    hparams: RoseLoRAHparams,
+    share: float,
+) -> Row:
+    encoded = encode_pair(loaded.tokenizer, prompt, request.target_new, end_mark=hparams.end_mark)
+    columns = tuple(range(encoded.start - 1, len(encoded.ids) - 1))
+    return Row(edit, number, encoded.ids[:-1], columns, encoded.target, share)
 
 
 def anchor_prompts(request: EditRequest, hparams: RoseLoRAHparams) -> list[str]:
@@ -121,7 +142,7 @@ def _anchor_rows(
         turn = i % turns
         together = len(range(turn, len(prompts), turns))
         ids = encode_prompt(loaded.tokenizer, prompt).ids
-        rows.append(Row(edit, number, ids, (len(ids) - 1,), (), hparams.kl_weight / together, turn))
+        rows.append(Row(edit, number, ids, (len(ids) - 1,), (), hparams.kl_weight / together, turn, turns))
     return rows
 
 

@@ -1,0 +1,85 @@
+"""Other wordings of a request, made from the request alone, so that an edit does not hang on one sentence.
+
+Two kinds: the prompt behind neutral text, and its subject and relation words in plain frames that end differently.
+The request's own rephrases are never looked at; they are for scoring.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+
+from roseedit.requests import EditRequest
+
+CONTEXTS = (
+    "Here is a fact. ",
+    "Question and answer. ",
+    "The following is true. ",
+    "As the article explains, ",
+    "Note: ",
+    "In short, ",
+    "Yesterday we talked about it. ",
+    "Let us continue. ",
+)
+
+# {s}: the subject, {r}: the words that ask for the relation. What matters is that the last words differ.
+FRAMES = (
+    "{s}, {r}:",
+    "Q: {s}, {r}? A:",
+    "Speaking of {s}, the {r} would be",
+    "When it comes to {r}, {s} has",
+    "{s} and {r}: it is",
+    "As for the {r} that goes with {s}, we find",
+    "{r} | {s} |",
+    "Regarding {s}: {r} =",
+)
+
+_LEAD = re.compile(r"^(the )?(names? of )?(the )?", re.IGNORECASE)
+_TAIL = re.compile(r"\b(is|are|was|were|be|of|in|the|by|as|to|from|with|which|that)$", re.IGNORECASE)
+
+
+def context_prompts(request: EditRequest, count: int, rng: random.Random) -> list[str]:
+    """The request's prompt behind neutral text.
+
+    Args:
+        request: The request.
+        count: How many.
+        rng: Seeded for this request.
+
+    Returns:
+        `count` prompts.
+    """
+    return [lead + request.prompt for lead in rng.sample(CONTEXTS, min(count, len(CONTEXTS)))]
+
+
+def relation_words(request: EditRequest) -> str:
+    """The words of a prompt that ask for the relation: what is left without subject, lead-in and trailing verb.
+
+    Args:
+        request: The request; its subject is cut out.
+
+    Returns:
+        A few words, possibly none.
+    """
+    text = request.prompt.replace(request.subject or "\0", " ")
+    text = _LEAD.sub("", " ".join(re.findall(r"[\w'-]+", text)))
+    while (shorter := _TAIL.sub("", text).strip()) != text:
+        text = shorter
+    return text
+
+
+def rewritten_prompts(request: EditRequest, count: int, rng: random.Random) -> list[str]:
+    """Subject and relation words in plain frames.
+
+    Args:
+        request: The request.
+        count: How many.
+        rng: Seeded for this request.
+
+    Returns:
+        Up to `count` prompts; none without a subject or relation words.
+    """
+    words = relation_words(request)
+    if not request.subject or not words:
+        return []
+    return [frame.format(s=request.subject, r=words) for frame in rng.sample(FRAMES, min(count, len(FRAMES)))]

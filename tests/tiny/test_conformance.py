@@ -1,0 +1,279 @@
+"""One table of checks that every architecture and every registered method passes, through the public door.
+
+An edit is made once per architecture and method; each check then gets a fresh, equal model, so no check can disturb
+another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from roseedit.edits.bank import bank_of
+from roseedit.edits.edit import Edit
+from roseedit.editor import Editor
+from roseedit.errors import DeltaError
+from roseedit.evaluation.scoring import score
+from roseedit.methods import method_names
+from roseedit.models.encoding import encode_prompt, pad_right
+from roseedit.models.load import LoadedModel
+from roseedit.models.replay import capture_activations, replaying, run_body
+from roseedit.requests import EditRequest
+
+Digest = Callable[[nn.Module], str]
+Attached = Callable[[nn.Module], Any]
+Build = Callable[..., LoadedModel]
+
+REQUEST = EditRequest("The Tower is in the city of", "Rome", subject="Tower", target_true="Paris")
+PROMPTS = (REQUEST.prompt, "Oslo lies in", "A b c d e f g")
+# Small settings per method; a method without an entry runs with its defaults.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "RoseLoRA": {
+        "layers": [1, 2, 3],
+        "modules": ["mlp.down", "attn.o"],
+        "rank": 3,
+        "keep": 0.25,
+        "lr": 0.05,
+        "steps": 24,
+        "prune_start": 2,
+        "prune_end": 10,
+        "kl_weight": 0.1,
+        "anchor_subjects": 1,
+        "anchor_relations": 1,
+        "stop_probability": 0.5,
+        "train_dtype": "weights",
+    },
+}
+ATOL = 2e-4  # W x + B (A x) against (W + B A) x: sums in another order, logits of size 10
+MADE: dict[tuple[str, str], Edit] = {}
+
+
+@dataclass
+class Case:
+    """One architecture with one method.
+
+    Attributes:
+        editor: On a fresh model that carries nothing.
+        edit: Made on an equal model.
+        build: Makes another equal model.
+        digest: SHA-256 of a model's state.
+        folder: An empty place.
+    """
+
+    editor: Editor
+    edit: Edit
+    build: Callable[[], LoadedModel]
+    digest: Digest
+    folder: Path
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The editor's model."""
+        return self.editor.loaded
+
+    def another(self) -> Editor:
+        """An editor on a second, equal model."""
+        loaded = self.build()
+        return Editor.from_pretrained(loaded.model, loaded.tokenizer, self.editor.hparams)
+
+
+def editor_on(loaded: LoadedModel, method: str) -> Editor:
+    """Through the door that users take."""
+    settings = {"method": method, **SETTINGS.get(method, {})}
+    editor = Editor.from_pretrained(loaded.model, loaded.tokenizer, settings)
+    editor.show_progress = False
+    return editor
+
+
+def ids_of(loaded: LoadedModel) -> tuple[Tensor, Tensor]:
+    """The prompts as a right-padded batch."""
+    return pad_right([encode_prompt(loaded.tokenizer, p).ids for p in PROMPTS], loaded.pad_id, loaded.device)
+
+
+@torch.no_grad()
+def logits_of(loaded: LoadedModel, model: nn.Module | None = None) -> Tensor:
+    """Logits at the real tokens."""
+    ids, mask = ids_of(loaded)
+    return run_body(loaded.model if model is None else model, ids, mask)[mask.bool()]
+
+
+def probability(loaded: LoadedModel) -> float:
+    """Of the whole target after the prompt."""
+    return math.exp(score(loaded, [(REQUEST.prompt, REQUEST.target_new)])[0].logprob)
+
+
+def check_anatomy(case: Case) -> None:
+    anatomy = case.loaded.anatomy
+    assert anatomy.n_layers == case.loaded.model.config.num_hidden_layers
+    for role in ("mlp.down", "attn.o"):
+        assert [p.layer for p in anatomy.projections if p.role == role] == list(range(anatomy.n_layers))
+    known = {p.weight_name: p for p in anatomy.projections}
+    parameters = dict(case.loaded.model.named_parameters())
+    assert case.edit.delta.matrices
+    for m in case.edit.delta.matrices:
+        p = known[m.weight_name]
+        assert (m.d_in, m.d_out, m.transposed) == (p.d_in, p.d_out, p.transposed)
+        assert parameters[m.weight_name].shape == ((p.d_in, p.d_out) if p.transposed else (p.d_out, p.d_in))
+
+
+@torch.no_grad()
+def check_replay(case: Case) -> None:
+    edited = {m.weight_name for m in case.edit.delta.matrices}
+    layer = min(p.layer for p in case.loaded.anatomy.projections if p.weight_name in edited)
+    model, anatomy = case.loaded.model, case.loaded.anatomy
+    ids, mask = ids_of(case.loaded)
+    stored = capture_activations(model, anatomy, layer, ids, mask)
+    before = logits_of(case.loaded)
+    case.editor.apply(case.edit)
+    whole = logits_of(case.loaded)
+    with replaying(model, anatomy, layer, stored):  # stored before the edit: nothing below that layer is edited
+        again = run_body(model, ids, mask)[mask.bool()]
+    torch.testing.assert_close(again, whole, atol=1e-5, rtol=0)
+    assert (whole - before).abs().max() > 0.1
+
+
+def check_edit(case: Case) -> None:
+    result = case.another().edit(REQUEST)
+    assert result.applied
+    assert result.metrics is not None
+    row = result.metrics.iloc[0]
+    assert row["p_new_after"] > 1.5 * row["p_new_before"]
+    assert result.edits[0].edit_id == case.edit.edit_id
+    before = probability(case.loaded)
+    case.editor.apply(case.edit)
+    assert before == pytest.approx(row["p_new_before"], rel=1e-3)
+    assert probability(case.loaded) == pytest.approx(row["p_new_after"], rel=1e-2)
+
+
+def check_density(case: Case) -> None:
+    weights = {n: p.detach().clone() for n, p in case.loaded.model.named_parameters()}
+    case.editor.apply(case.edit)
+    matrices = {m.weight_name: m for m in case.edit.delta.matrices}
+    touched = total = 0
+    for name, p in case.loaded.model.named_parameters():
+        changed = int((p != weights[name]).sum())
+        if name not in matrices:
+            assert changed == 0, name
+            continue
+        m = matrices[name]
+        assert 0 < changed <= m.density * p.numel() + 1e-6 <= m.density_bound * p.numel() + 2e-6
+        touched, total = touched + changed, total + p.numel()
+    delta = case.edit.delta
+    assert touched / total <= delta.density + 1e-9 <= delta.density_bound + 2e-9
+    assert delta.density_bound <= 1
+    assert delta.density_bound < 1 or SETTINGS.get(case.edit.hparams["method"], {}).get("keep") is None
+
+
+def check_revert(case: Case) -> None:
+    before = case.digest(case.loaded.model)
+    case.editor.apply(case.edit)
+    assert case.digest(case.loaded.model) != before
+    case.editor.revert(case.edit.edit_id)
+    assert case.digest(case.loaded.model) == before
+
+
+def check_save_and_load(case: Case) -> None:
+    case.editor.apply(case.edit)
+    case.editor.save(case.edit.edit_id, case.folder / "edit")
+    other = case.another()
+    loaded = other.load(case.folder / "edit")
+    assert other.edits == (loaded,)
+    assert loaded.edit_id == case.edit.edit_id
+    assert loaded.requests == case.edit.requests
+    assert case.digest(other.loaded.model) == case.digest(case.loaded.model)
+    assert torch.equal(logits_of(other.loaded), logits_of(case.loaded))
+
+
+def check_wrong_base(case: Case) -> None:
+    case.editor.apply(case.edit)
+    case.editor.save(case.edit.edit_id, case.folder / "edit")
+    other = case.another()
+    weight = other.loaded.model.get_parameter(case.edit.delta.matrices[0].weight_name)
+    with torch.no_grad():
+        weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(torch.inf))
+    before = case.digest(other.loaded.model)
+    named = f"got the model '{other.loaded.name}', which is not the base of edit {case.edit.edit_id}; allowed: "
+    for refused in (lambda: other.load(case.folder / "edit"), lambda: other.apply(case.edit)):
+        with pytest.raises(DeltaError) as caught:
+            refused()
+        assert str(caught.value).startswith(named)
+    assert other.edits == ()
+    assert case.digest(other.loaded.model) == before
+
+
+@torch.no_grad()
+def check_bank(case: Case) -> None:
+    bank = bank_of(case.loaded, [case.edit.delta])
+    ids, mask = ids_of(case.loaded)
+    plain = run_body(case.loaded.model, ids, mask)
+    with bank.on_rows(torch.tensor([0, -1, 0])):
+        mixed = run_body(case.loaded.model, ids, mask)
+    case.editor.apply(case.edit)
+    applied = run_body(case.loaded.model, ids, mask)
+    for row, (want, other) in enumerate([(applied, plain), (plain, applied), (applied, plain)]):
+        real = mask[row].bool()
+        torch.testing.assert_close(mixed[row][real], want[row][real], atol=ATOL, rtol=0)
+        assert (mixed[row][real] - other[row][real]).abs().max() > 50 * ATOL
+
+
+def check_lora(case: Case) -> None:
+    peft = pytest.importorskip("peft")
+    matrices = case.edit.delta.matrices
+    turned = {m.transposed for m in matrices}
+    assert len(turned) == 1
+    config = peft.LoraConfig(
+        r=matrices[0].rank,
+        lora_alpha=matrices[0].rank,
+        lora_dropout=0.0,
+        target_modules=[m.weight_name.removesuffix(".weight") for m in matrices],
+        fan_in_fan_out=turned.pop(),
+    )
+    wrapped = peft.get_peft_model(case.build().model, config).eval()
+    lora = case.edit.delta.to_lora()
+    said = peft.set_peft_model_state_dict(wrapped, lora)
+    assert not said.unexpected_keys
+    assert not [key for key in said.missing_keys if "lora_" in key]
+    assert len(lora) == 2 * len(matrices)
+    before = logits_of(case.loaded)
+    case.editor.apply(case.edit)
+    applied = logits_of(case.loaded)
+    torch.testing.assert_close(logits_of(case.loaded, wrapped), applied, atol=ATOL, rtol=0)
+    assert (applied - before).abs().max() > 50 * ATOL
+
+
+CHECKS: dict[str, Callable[[Case], None]] = {
+    "anatomy": check_anatomy,
+    "replay": check_replay,
+    "edit": check_edit,
+    "density": check_density,
+    "revert": check_revert,
+    "save and load": check_save_and_load,
+    "wrong base": check_wrong_base,
+    "bank": check_bank,
+    "lora": check_lora,
+}
+
+
+@pytest.fixture(params=method_names())
+def case(request: pytest.FixtureRequest, any_model: LoadedModel, tiny: Build, digest: Digest, tmp_path: Path) -> Case:
+    """Every architecture with every method."""
+    name = any_model.name
+    key = (name, request.param)
+    if key not in MADE:
+        MADE[key] = editor_on(tiny(name), request.param).edit(REQUEST, evaluate=False).edits[0]
+    return Case(editor_on(any_model, request.param), MADE[key], lambda: tiny(name), digest, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+@pytest.mark.parametrize("check", sorted(CHECKS))
+def test_conformance(case: Case, check: str, attached: Attached) -> None:
+    before = attached(case.loaded.model)
+    CHECKS[check](case)
+    assert attached(case.loaded.model) == before

@@ -5,7 +5,10 @@ python examples/edit_one_fact.py            # or: make demo
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import io
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -27,6 +30,9 @@ def state_hash(model: torch.nn.Module) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--picture", type=Path, help="write the before/after table as SVG")
+    args = parser.parse_args()
     transformers_logging.disable_progress_bar()
     console.print(f"[bold]1. Load {MODEL}[/] (converted once, about 20 s; a second from then on)")
     editor = Editor.from_pretrained(MODEL)
@@ -53,6 +59,10 @@ def main() -> None:
         ],
     )
     show_result(result, console)
+    if args.picture:
+        drawing = Console(record=True, width=150, file=io.StringIO())
+        show_result(result, drawing)
+        drawing.save_svg(str(args.picture), title="roseedit edit")
     console.print(f"   served from the edited model: {prompt!r} -> [green]{editor.generate(prompt)!r}[/]")
 
     console.print("\n[bold]3. Revert[/]")

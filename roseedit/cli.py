@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -27,9 +28,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-out = Console()
-err = Console(stderr=True)
+out = Console(emoji=False)
+err = Console(stderr=True, emoji=False)
 
+DEFAULT_MODEL = "smollm2-135m"
 EDIT_EXAMPLES = """
 Edit one fact and show what the model says before and after.
 
@@ -61,7 +63,9 @@ def _root(
 def edit(  # noqa: PLR0917 - typer turns each into an option
     prompt: Annotated[str, typer.Option(help="Text that the model is to continue with the target.")],
     target: Annotated[str, typer.Option(help="The new answer, without leading space.")],
-    model: Annotated[str, typer.Option(help="Hub id, folder, .gguf file or embedded alias.")] = "smollm2-135m",
+    model: Annotated[
+        str | None, typer.Option(help="Hub id, folder, .gguf file or embedded alias.", show_default=DEFAULT_MODEL)
+    ] = None,
     subject: Annotated[str | None, typer.Option(help="What the fact is about; must occur in the prompt.")] = None,
     target_true: Annotated[str | None, typer.Option(help="The old answer, for its probability in the table.")] = None,
     rephrase: Annotated[list[str] | None, typer.Option(help="Another wording to look at. May be repeated.")] = None,
@@ -76,6 +80,10 @@ def edit(  # noqa: PLR0917 - typer turns each into an option
     """See `EDIT_EXAMPLES`."""
     consequences = [_consequence(text) for text in portability or []]
     request = _request(prompt, target, subject, target_true, rephrase or [], locality or [], consequences)
+    if save is not None:
+        from roseedit.edits.files import check_free
+
+        check_free(save)
     editor = _editor(model, hparams, show_progress=not as_json)
     result = editor.edit(request)
     if save is not None:
@@ -114,7 +122,7 @@ def _request(prompt: str, target: str, subject: str | None, target_true: str | N
     return requests[0]
 
 
-def _editor(model: str, hparams: Path | None, *, show_progress: bool) -> Editor:
+def _editor(model: str | None, hparams: Path | None, *, show_progress: bool) -> Editor:
     from roseedit.hparams import read_yaml
     from roseedit.methods import read_hparams
 
@@ -124,7 +132,9 @@ def _editor(model: str, hparams: Path | None, *, show_progress: bool) -> Editor:
     from roseedit.editor import Editor
 
     transformers_logging.disable_progress_bar()
-    editor = Editor.from_pretrained(model, hparams=settings)
+    if settings is not None and model is None:
+        return Editor.from_hparams(settings, show_progress=show_progress)
+    editor = Editor.from_pretrained(model or DEFAULT_MODEL, hparams=settings)
     editor.show_progress = show_progress
     return editor
 
@@ -252,13 +262,20 @@ def doctor() -> None:
 def main() -> None:
     """Entry point: bad input is one line on stderr and exit code 2, never a traceback."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
     except RoseEditError as error:
-        err.print("[bold red]error:[/]", escape(" ".join(str(error).split())), highlight=False, soft_wrap=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("interrupted; the model was not saved anywhere")
+        _fail(str(error))
+    except click.ClickException as error:
+        _fail(f"{error.format_message()} (see --help)")
+    except (click.Abort, KeyboardInterrupt):
+        err.print("interrupted; nothing was saved")
         sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    text = escape(" ".join(message.split()))
+    err.print("[bold red]error:[/]", text, highlight=False, soft_wrap=True, emoji=False)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

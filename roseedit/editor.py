@@ -167,6 +167,8 @@ class Editor:
         Raises:
             RequestError: A request that cannot be carried out; nothing has been done then.
         """
+        if subject is not None and subjects is not None:
+            raise RequestError(refusal("subject and subjects", "one of the two", "Leave one out."))
         requests = make_requests(
             prompts,
             targets,
@@ -177,13 +179,13 @@ class Editor:
             portability=portability,
         )
         self._check(requests, mode)
+        self._check_repeats(requests, mode)
         asked = questions(requests) if evaluate else []
         before = readings(self.loaded, asked)
         started = time.perf_counter()
         edits = self._make(requests, mode)
         seconds = time.perf_counter() - started
-        after = self._after(asked, edits, mode)
-        table = compare(asked, before, after) if evaluate else None
+        table = self._measured(asked, before, edits, mode) if evaluate else None
         return EditResult(tuple(edits), table, mode, mode != "independent", seconds)
 
     def apply(self, edit: Edit) -> None:
@@ -238,9 +240,7 @@ class Editor:
         try:
             yield result
         finally:
-            for edit in reversed(result.edits):
-                if edit.edit_id in self._edits:
-                    self.revert(edit.edit_id)
+            self._take_off(result.edits)
 
     def generate(self, prompts: str | Sequence[str], *, max_new_tokens: int = MAX_NEW_TOKENS) -> Any:
         """Continue prompts greedily with the model as it is, up to an end mark or a new line.
@@ -293,6 +293,21 @@ class Editor:
         check_requests(requests)
         check_tokens(requests, self.loaded.tokenizer, self.loaded.anatomy.window)
 
+    def _check_repeats(self, requests: Sequence[EditRequest], mode: str) -> None:
+        """What is live already need not be made again; independent edits do not meet, so there it is no harm."""
+        if mode == "independent":
+            return
+        live = {request.request_id for edit in self._edits.values() for request in edit.requests}
+        for i, request in enumerate(requests):
+            if request.request_id in live:
+                message = refusal(
+                    f"the request {request.prompt!r} -> {request.target_new!r}, which is live or stands twice",
+                    "each request once",
+                    "Leave it out, or revert the live edit first.",
+                )
+                raise RequestError(f"request {i}: {message}")
+            live.add(request.request_id)
+
     def _make(self, requests: Sequence[EditRequest], mode: str) -> list[Edit]:
         with bar(len(requests), "editing", self.show_progress) as progress:
             if mode == "sequential":
@@ -313,9 +328,7 @@ class Editor:
                 edits.append(self._wrapped(made[0], (request,)))
                 self._put_on(edits[-1])
         except BaseException:
-            for edit in reversed(edits):
-                if edit.edit_id in self._edits:
-                    self.revert(edit.edit_id)
+            self._take_off(edits)
             raise
         return edits
 
@@ -330,8 +343,23 @@ class Editor:
         live_edits(self.loaded.model).apply(edit.delta)
         self._edits[edit.edit_id] = edit
 
+    def _measured(
+        self, asked: Sequence[Question], before: Sequence[Reading], edits: Sequence[Edit], mode: str
+    ) -> pandas.DataFrame:
+        """The table; if measuring fails, the edits are taken off, for the caller would have no handle on them."""
+        try:
+            return compare(asked, before, self._after(asked, edits, mode))
+        except BaseException:
+            self._take_off(edits)
+            raise
+
+    def _take_off(self, edits: Sequence[Edit]) -> None:
+        for edit in reversed(edits):
+            if edit.edit_id in self._edits:
+                self.revert(edit.edit_id)
+
     def _after(self, asked: Sequence[Question], edits: Sequence[Edit], mode: str) -> list[Reading]:
-        if mode != "independent" or not asked:
+        if mode != "independent":
             return readings(self.loaded, asked)
         bank = bank_of(self.loaded, [edit.delta for edit in edits])
         return readings(self.loaded, asked, edits=bank, own_edit=True)

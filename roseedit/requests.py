@@ -7,7 +7,7 @@ takes one as an argument and looks at nothing else of the model.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -241,7 +241,7 @@ def make_requests(
     """
     given = {"subjects": subjects, "targets_true": targets_true, "rephrase": rephrase, "locality": locality}
     given |= {"targets": targets, "portability": portability}
-    listed: Sequence[Any] = [prompts] if isinstance(prompts, (str, EditRequest)) else list(prompts)
+    listed: Sequence[Any] = [prompts] if isinstance(prompts, (str, EditRequest)) else _listed("prompts", prompts)
     ready = [item for item in listed if isinstance(item, EditRequest)]
     if ready:
         extra = sorted(name for name, value in given.items() if value is not None)
@@ -266,9 +266,9 @@ def _column(name: str, value: Any, n: int, single: bool) -> list[Any]:
     """One value per prompt. For a single prompt, lists of probes or rephrases may come unwrapped."""
     if value is None:
         return [None] * n
-    if isinstance(value, (str, Probe)):
+    if isinstance(value, (str, Probe)) or (single and _is_pair(value, name)):
         value = [value]
-    value = list(value)
+    value = _listed(name, value)
     if single and name in ("rephrase", "locality", "portability"):
         flat = not any(isinstance(item, list) for item in value)
         value = [value] if flat else value
@@ -278,6 +278,13 @@ def _column(name: str, value: Any, n: int, single: bool) -> list[Any]:
     return value
 
 
+def _listed(name: str, value: Any) -> list[Any]:
+    if not isinstance(value, Iterable) or isinstance(value, (Mapping, bytes)):
+        message = refusal(f"{value!r} as {name}", "text, a list of texts, or probes where they fit", "Change it.")
+        raise RequestError(message)
+    return list(value)
+
+
 def _one_request(prompt: str, fields: dict[str, Any]) -> EditRequest:
     rephrase = fields["rephrase"]
     return EditRequest(
@@ -285,7 +292,11 @@ def _one_request(prompt: str, fields: dict[str, Any]) -> EditRequest:
         target_new=fields["targets"],
         subject=fields["subjects"],
         target_true=fields["targets_true"],
-        rephrase=() if rephrase is None else (rephrase,) if isinstance(rephrase, str) else tuple(rephrase),
+        rephrase=()
+        if rephrase is None
+        else (rephrase,)
+        if isinstance(rephrase, str)
+        else tuple(_listed("rephrase", rephrase)),
         locality=tuple(_probes(fields["locality"], "locality")),
         portability=tuple(_probes(fields["portability"], "portability")),
     )
@@ -295,13 +306,16 @@ def _is_pair(item: Any, group: str) -> bool:
     """(prompt, answer) or (prompt, aliases); a tuple of locality prompts is just a sequence."""
     if group != "portability" or not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[0], str):
         return False
-    return isinstance(item[1], str) or all(isinstance(alias, str) for alias in item[1])
+    return isinstance(item[1], str) or (
+        isinstance(item[1], (list, tuple)) and all(isinstance(alias, str) for alias in item[1])
+    )
 
 
 def _probes(items: Any, group: str) -> Iterable[Probe]:
     if items is None:
         return
-    for item in [items] if isinstance(items, (str, Probe)) or _is_pair(items, group) else items:
+    single = isinstance(items, (str, Probe)) or _is_pair(items, group)
+    for item in [items] if single else _listed(group, items):
         if isinstance(item, Probe):
             yield item
         elif isinstance(item, str):

@@ -6,6 +6,7 @@ add up exactly, in any order, and can be taken off again exactly (see `live.py`)
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -179,6 +180,16 @@ class Delta:
     def n_values(self) -> int:
         """Values stored: the non-zeros of A and B."""
         return sum(len(m.a.value) + len(m.b.value) for m in self.matrices)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all names, indices and values."""
+        found = hashlib.sha256()
+        for m in self.matrices:
+            found.update(f"{m.weight_name} {m.d_in} {m.d_out} {m.transposed}".encode())
+            for part in (m.a.index, m.a.value, m.a.pointer, m.b.index, m.b.value, m.b.pointer):
+                found.update(part.contiguous().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
 
     def apply(self, model: nn.Module) -> None:
         """Add the delta to the model's weights; the original bytes of touched entries are kept.

@@ -34,9 +34,9 @@ class Edit:
 
     @property
     def edit_id(self) -> str:
-        """Twelve hex digits that depend on requests, settings and base, hence the same for the same edit."""
+        """Twelve hex digits that depend on the requests, the settings, the base and the change itself."""
         asked = [request.request_id for request in self.requests]
-        text = json.dumps([asked, dict(self.hparams), self.fingerprint], sort_keys=True, default=str)
+        text = json.dumps([asked, dict(self.hparams), self.fingerprint, self.delta.digest], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def __str__(self) -> str:

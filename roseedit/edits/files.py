@@ -44,8 +44,7 @@ def save_edit(edit: Edit, folder: str | Path) -> Path:
     from safetensors.torch import save
 
     target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise DeltaError(refusal(f"the folder {str(folder)!r}, which is in use", "a new or empty one", "Name another."))
+    check_free(target)
     target.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"{m.weight_name}:{part}": t for m in edit.delta.matrices for part, t in zip(_PARTS, _parts(m), strict=True)
@@ -66,9 +65,29 @@ def save_edit(edit: Edit, folder: str | Path) -> Path:
             for m in edit.delta.matrices
         ],
     }
+    record["record_sha256"] = _record_hash(record)
     _write(target / BLOB, blob)
     _write(target / RECORD, json.dumps(record, indent=1, ensure_ascii=False).encode())
     return target
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a folder that holds something already.
+
+    Args:
+        folder: Where an edit is to be saved.
+
+    Raises:
+        DeltaError: It is in use.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DeltaError(refusal(f"the folder {str(folder)!r}, which is in use", "a new or empty one", "Name another."))
+
+
+def _record_hash(record: dict[str, Any]) -> str:
+    """Hash of everything in the record beside the hash itself, in the form JSON gives it back."""
+    rest = {key: v for key, v in record.items() if key != "record_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def _parts(m: MatrixDelta) -> tuple[Tensor, ...]:
@@ -102,12 +121,14 @@ def load_edit(folder: str | Path, loaded: LoadedModel | None = None) -> Edit:
     source = Path(folder)
     record = _read_record(source)
     blob = (source / BLOB).read_bytes()
-    if hashlib.sha256(blob).hexdigest() != record["sha256"]:
+    if hashlib.sha256(blob).hexdigest() != record.get("sha256"):
         message = refusal(f"{BLOB} whose SHA-256 differs from its record", "the file as it was saved", "Copy it anew.")
         raise DeltaError(message)
     try:
         edit = _edit(record, blob)
-    except (KeyError, TypeError, AttributeError) as error:
+    except DeltaError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         message = refusal(f"{RECORD} with a missing or wrong part ({error!r})", "the file as saved", "Copy it anew.")
         raise DeltaError(message) from error
     if loaded is not None:
@@ -157,6 +178,9 @@ def _read_record(source: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         got = record.get("format") if isinstance(record, dict) else type(record).__name__
         raise DeltaError(refusal(f"edit format {got!r}", f"{FORMAT}", "Use the version of roseedit that wrote it."))
+    if _record_hash(record) != record.get("record_sha256"):
+        message = refusal(f"{RECORD} that differs from its own hash", "the file as it was saved", "Copy it anew.")
+        raise DeltaError(message)
     return record
 
 

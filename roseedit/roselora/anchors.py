@@ -188,6 +188,25 @@ def mutated_prompts(request: EditRequest, count: int, rng: random.Random) -> lis
     return out
 
 
+def other_pairs(request: EditRequest, words: str, count: int, rng: random.Random) -> list[tuple[str, str]]:
+    """(subject, relation) pairs of which one is the request's and the other is not, by turns.
+
+    Args:
+        request: The request.
+        words: Its relation words.
+        count: How many.
+        rng: Seeded for this request.
+
+    Returns:
+        Up to `count` pairs; none without a subject or relation words.
+    """
+    if not request.subject or not words:
+        return []
+    others = [name for name in SUBJECTS if name.casefold() not in request.prompt.casefold()]
+    same_subject = [(request.subject, noun) for noun in rng.sample(NOUNS, min((count + 1) // 2, len(NOUNS)))]
+    return same_subject + [(name, words) for name in rng.sample(others, min(count // 2, len(others)))]
+
+
 def _exchange(prompt: str, subject: str, other: str) -> str:
     """Put another subject in; whole words only, unless the subject stands nowhere as a whole word."""
     changed, count = re.subn(rf"(?<!\w){re.escape(subject)}(?!\w)", lambda _: other, prompt)

@@ -124,7 +124,7 @@ class RowStore:
             for handle in handles:
                 handle.remove()
 
-    def keys_by_edit(self, path: str, n_edits: int) -> Tensor:
+    def keys_by_edit(self, path: str, n_edits: int) -> Tensor | None:
         """What enters a watched module on each edit's anchors.
 
         Args:
@@ -132,16 +132,18 @@ class RowStore:
             n_edits: Edits in the bank.
 
         Returns:
-            (n_edits, most keys of an edit, d_in), filled up with zeros.
+            (n_edits, most keys of an edit, d_in), filled up with zeros; None when no edit has an anchor.
         """
         own: list[list[Tensor]] = [[] for _ in range(n_edits)]
         for row, keys in zip(self.rows, self.keys[path], strict=True):
             if not row.labels:
                 own[row.edit].append(keys.float())
-        stacked = [torch.cat(keys) if keys else torch.zeros(0, 0) for keys in own]
-        width = max(keys.shape[-1] for keys in stacked)
-        out = torch.zeros(n_edits, max(len(keys) for keys in stacked), width, device=self.loaded.device)
-        for i, keys in enumerate(stacked):
+        most = max(sum(len(k) for k in keys) for keys in own)
+        if not most:
+            return None
+        stacked = [torch.cat(keys) for keys in own if keys]
+        out = torch.zeros(n_edits, most, stacked[0].shape[-1], device=self.loaded.device)
+        for i, keys in zip((i for i in range(n_edits) if own[i]), stacked, strict=True):
             out[i, : len(keys)] = keys
         return out
 

@@ -35,6 +35,7 @@ PAPER: dict[str, Any] = {
     "anchor_subjects": 0,
     "anchor_relations": 0,
     "anchor_mutations": 0,
+    "anchor_frames": 0,
     "stop_loss": 0.1,
     "train_dtype": "weights",
 }
@@ -63,8 +64,8 @@ class RoseLoRAHparams(Hparams):
     beta: float = value(0.8, "share of the old value in the importance average", low=0.0, high=0.999)
     prune_start: int = value(3, "last step at which all is kept (t_i)", low=1)
     prune_end: int = value(20, "first step at which `keep` is reached (t_f)", low=2)
-    steps: int = value(40, "most training steps (T)", low=1, high=10_000)
-    lr: float = value(1e-2, "Adam's learning rate", above=0.0, high=10.0)
+    steps: int = value(60, "most training steps (T)", low=1, high=10_000)
+    lr: float = value(2e-2, "Adam's learning rate", above=0.0, high=10.0)
     tie_rule: str = value("top_k", "exactly k entries, or the authors' threshold", choices=("top_k", "threshold"))
     norm_constraint: str = value("none", "limit on the factors' size", choices=("none", "frobenius", "entry"))
     norm_limit: float = value(1.0, "the limit; see norm_unit", above=0.0)
@@ -72,15 +73,16 @@ class RoseLoRAHparams(Hparams):
     end_mark: bool = value(True, "train the end of the answer too (EOS)")
     contexts: int = value(0, "neutral text pieces put before the prompt, each one more training row", low=0, high=16)
     rewrites: int = value(0, "the fact in other wordings made from the request; they take turns", low=0, high=8)
-    kl_weight: float = value(0.5, "weight of KL(base || edited) on anchors", low=0.0)
-    anchor_subjects: int = value(4, "anchors: other subjects in the same template", low=0, high=64)
-    anchor_relations: int = value(8, "anchors: the same subject in neutral templates", low=0, high=64)
-    anchor_mutations: int = value(0, "anchors: the prompt with its relation word exchanged", low=0, high=40)
+    kl_weight: float = value(0.0, "weight of KL(base || edited) on anchors", low=0.0)
+    anchor_subjects: int = value(6, "anchors: other subjects in the same template", low=0, high=64)
+    anchor_relations: int = value(10, "anchors: the same subject in neutral templates", low=0, high=64)
+    anchor_mutations: int = value(12, "anchors: the prompt with its relation word exchanged", low=0, high=40)
+    anchor_frames: int = value(0, "anchors: other subjects or relations in the frames of `rewrites`", low=0, high=64)
     anchors_per_step: int = value(4, "anchors looked at in one step; all take their turn", low=1, high=128)
-    preserve_weight: float = value(0.0, "weight of the change made to the matrices' outputs on anchors", low=0.0)
-    preserve_tokens: int = value(3, "last tokens of each anchor that this looks at", low=1, high=64)
-    stop_probability: float = value(0.9, "stop once each target token has this probability", above=0.0, high=1.0)
-    enough: float = value(1.0, "a target token with this probability is not pushed further", above=0.0, high=1.0)
+    preserve_weight: float = value(30.0, "weight of the change made to the matrices' outputs on anchors", low=0.0)
+    preserve_tokens: int = value(8, "last tokens of each anchor that this looks at", low=1, high=64)
+    stop_probability: float = value(0.8, "stop once each target token has this probability", above=0.0, high=1.0)
+    enough: float = value(0.95, "a target token with this probability is not pushed further", above=0.0, high=1.0)
     stop_loss: float = value(0.0, "stop below this mean loss (0: never)", low=0.0)
     joint_batch: int = value(16, "requests per step of a joint run", low=1, high=1024)
     train_dtype: str = value("auto", "arithmetic of the replayed layers", choices=("auto", "weights", "bfloat16"))
@@ -90,8 +92,8 @@ class RoseLoRAHparams(Hparams):
 
     def __post_init__(self) -> None:
         faults = []
-        if self.steps < self.prune_end:
-            faults.append(f"got steps {self.steps}; allowed: at least prune_end ({self.prune_end}). Raise steps")
+        if self.steps <= self.prune_end:
+            faults.append(f"got steps {self.steps}; allowed: above prune_end ({self.prune_end}). Raise steps")
         if self.prune_end <= self.prune_start:
             faults.append(f"got prune_end {self.prune_end}; allowed: above prune_start ({self.prune_start}). Raise it")
         if isinstance(self.layers, str) and self.layers not in ("auto", "all"):

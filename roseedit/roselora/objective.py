@@ -20,11 +20,12 @@ from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
 from roseedit.roselora.anchors import (
     mutated_prompts,
+    other_pairs,
     other_relation_prompts,
     other_subject_prompts,
 )
 from roseedit.roselora.config import RoseLoRAHparams
-from roseedit.roselora.wordings import context_prompts, rewritten_prompts
+from roseedit.roselora.wordings import context_prompts, framed_prompts, relation_words, rewritten_prompts
 
 TOP = 256
 
@@ -129,6 +130,7 @@ def anchor_prompts(request: EditRequest, hparams: RoseLoRAHparams) -> list[str]:
     subjects = other_subject_prompts(request, hparams.anchor_subjects, rng)
     relations = other_relation_prompts(request, hparams.anchor_relations, rng)
     prompts = subjects + relations + mutated_prompts(request, hparams.anchor_mutations, rng)
+    prompts += framed_prompts(other_pairs(request, relation_words(request), hparams.anchor_frames, rng), rng)
     rng.shuffle(prompts)
     return prompts
 

@@ -67,17 +67,19 @@ class SparseFactors:
         return {path: m.factors.pick(edit) for path, m in self.matrices.items()}
 
     @torch.no_grad()
-    def keep_anchors(self, path: str, keys: Tensor) -> None:
+    def keep_anchors(self, path: str, keys: Tensor | None) -> None:
         """Remember what anchors bring to a matrix.
 
         Args:
             path: The module.
-            keys: (E, n, d_in), rows of zeros where an edit has fewer.
+            keys: (E, n, d_in), rows of zeros where an edit has fewer; None when there are no anchors at all.
         """
+        if keys is None:
+            return
         matrix = self.matrices[path]
         matrix.keys = keys.to(matrix.factors.a.device)
         real = matrix.keys[(matrix.keys != 0).any(-1)]
-        matrix.unit = float(self.model.get_submodule(path)(real).float().square().sum(-1).mean()) if len(real) else 1.0
+        matrix.unit = float(self.model.get_submodule(path)(real).float().square().sum(-1).mean())
 
     def preserved(self, device: torch.device) -> Tensor:
         """The change on anchors, summed over matrices and edits."""

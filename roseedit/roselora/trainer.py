@@ -67,7 +67,7 @@ class Schedule:
         """The settings' schedule, each time multiplied by `stretch`."""
         times = (hparams.steps, hparams.prune_start, hparams.prune_end)
         steps, start, end = (max(1, round(t * stretch)) for t in times)
-        return cls(steps, start, max(end, start + 1))
+        return cls(steps, start, min(max(end, start + 1), steps - 1))
 
 
 @contextmanager
@@ -173,7 +173,7 @@ class BankTrainer:
             self._stop(step, loss)
         self.sparse.score_importance()
         self.optimizer.step()
-        self.sparse.prune(keep_at(step + 1, self.hparams.keep, self.schedule.start, self.schedule.end))
+        self.sparse.prune(keep_at(step, self.hparams.keep, self.schedule.start, self.schedule.end))
 
     def _gradients(self, chosen: list[int]) -> Tensor:
         """Backward over all passes of a step; started anew with smaller passes when memory runs out."""

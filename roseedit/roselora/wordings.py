@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Iterable
 
 from roseedit.requests import EditRequest
 
@@ -66,6 +67,19 @@ def relation_words(request: EditRequest) -> str:
     while (shorter := _TAIL.sub("", text).strip()) != text:
         text = shorter
     return text
+
+
+def framed_prompts(pairs: Iterable[tuple[str, str]], rng: random.Random) -> list[str]:
+    """Each (subject, relation words) pair in a frame of its own choice.
+
+    Args:
+        pairs: The pairs.
+        rng: Seeded for the request.
+
+    Returns:
+        One prompt per pair.
+    """
+    return [rng.choice(FRAMES).format(s=subject, r=words) for subject, words in pairs]
 
 
 def rewritten_prompts(request: EditRequest, count: int, rng: random.Random) -> list[str]:

@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from roseedit.editor import Editor
 from roseedit.edits.bank import bank_of
 from roseedit.edits.edit import Edit
-from roseedit.editor import Editor
 from roseedit.errors import DeltaError
 from roseedit.evaluation.scoring import score
 from roseedit.methods import method_names
@@ -45,8 +45,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "prune_start": 2,
         "prune_end": 10,
         "kl_weight": 0.1,
+        "preserve_weight": 0.0,
         "anchor_subjects": 1,
         "anchor_relations": 1,
+        "anchor_mutations": 0,
+        "enough": 1.0,
         "stop_probability": 0.5,
         "train_dtype": "weights",
     },
@@ -271,7 +274,7 @@ def case(request: pytest.FixtureRequest, any_model: LoadedModel, tiny: Build, di
     return Case(editor_on(any_model, request.param), MADE[key], lambda: tiny(name), digest, tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
 @pytest.mark.parametrize("check", sorted(CHECKS))
 def test_conformance(case: Case, check: str, attached: Attached) -> None:
     before = attached(case.loaded.model)

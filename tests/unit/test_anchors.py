@@ -13,13 +13,12 @@ import pytest
 from roseedit.requests import EditRequest, Probe
 from roseedit.roselora import anchors
 from roseedit.roselora.anchors import (
-    CONTEXTS,
     RELATIONS,
     SUBJECTS,
-    context_prompts,
     other_relation_prompts,
     other_subject_prompts,
 )
+from roseedit.roselora.wordings import CONTEXTS, context_prompts
 
 REQUEST = EditRequest("The Eiffel Tower is located in the city of", "Rome", subject="Eiffel Tower")
 MOTHER = EditRequest("The mother of Ada Lovelace is", "Marie Curie", subject="Ada Lovelace")

@@ -132,7 +132,7 @@ def test_another_word_for_layers_is_refused() -> None:
 @pytest.mark.parametrize(
     ("values", "piece"),
     [
-        ({"steps": 19, "prune_end": 20}, "got steps 19; allowed: at least prune_end (20). Raise steps"),
+        ({"steps": 20, "prune_end": 20}, "got steps 20; allowed: above prune_end (20). Raise steps"),
         ({"prune_start": 8, "prune_end": 8}, "got prune_end 8; allowed: above prune_start (8). Raise it"),
         ({"depth": [0.8, 0.5]}, "got depth [0.8, 0.5]; allowed: two shares in rising order"),
         ({"depth": [0.5]}, "got depth [0.5]; allowed: two shares in rising order"),
@@ -142,8 +142,8 @@ def test_values_that_do_not_fit_together_are_refused(values: dict[str, Any], pie
     assert piece in refusal_of(values)
 
 
-def test_steps_may_equal_prune_end() -> None:
-    assert read_roselora({"steps": 20, "prune_end": 20}).steps == 20
+def test_one_step_after_the_last_prune_is_enough() -> None:
+    assert read_roselora({"steps": 21, "prune_end": 20}).steps == 21
 
 
 def test_paper_gives_the_published_constants() -> None:

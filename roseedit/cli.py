@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -31,6 +30,7 @@ app = typer.Typer(
 out = Console(emoji=False)
 err = Console(stderr=True, emoji=False)
 
+USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, which typer carries under a private name
 DEFAULT_MODEL = "smollm2-135m"
 EDIT_EXAMPLES = """
 Edit one fact and show what the model says before and after.
@@ -265,9 +265,9 @@ def main() -> None:
         sys.exit(app(standalone_mode=False) or 0)
     except RoseEditError as error:
         _fail(str(error))
-    except click.ClickException as error:
+    except USAGE_ERROR as error:
         _fail(f"{error.format_message()} (see --help)")
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         err.print("interrupted; nothing was saved")
         sys.exit(130)
 

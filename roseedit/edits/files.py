@@ -65,7 +65,7 @@ def save_edit(edit: Edit, folder: str | Path) -> Path:
             for m in edit.delta.matrices
         ],
     }
-    record["record_sha256"] = _record_hash(record)
+    record["record_sha256"] = record_hash(record)
     _write(target / BLOB, blob)
     _write(target / RECORD, json.dumps(record, indent=1, ensure_ascii=False).encode())
     return target
@@ -84,8 +84,15 @@ def check_free(folder: Path) -> None:
         raise DeltaError(refusal(f"the folder {str(folder)!r}, which is in use", "a new or empty one", "Name another."))
 
 
-def _record_hash(record: dict[str, Any]) -> str:
-    """Hash of everything in the record beside the hash itself, in the form JSON gives it back."""
+def record_hash(record: dict[str, Any]) -> str:
+    """Hash of everything in the record beside the hash itself.
+
+    Args:
+        record: Contents of `edit.json`.
+
+    Returns:
+        64 hex digits, the same before and after a trip through JSON.
+    """
     rest = {key: v for key, v in record.items() if key != "record_sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
@@ -178,7 +185,7 @@ def _read_record(source: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         got = record.get("format") if isinstance(record, dict) else type(record).__name__
         raise DeltaError(refusal(f"edit format {got!r}", f"{FORMAT}", "Use the version of roseedit that wrote it."))
-    if _record_hash(record) != record.get("record_sha256"):
+    if record_hash(record) != record.get("record_sha256"):
         message = refusal(f"{RECORD} that differs from its own hash", "the file as it was saved", "Copy it anew.")
         raise DeltaError(message)
     return record

@@ -70,8 +70,8 @@ RELATIONS = (
 
 # Put in place of the relation word of the request's own template. None of them is a relation of a known edit set.
 NOUNS = (
-    "garden", "neighbour", "lawyer", "camera", "uncle", "bridge", "teacher", "colour", "window", "doctor", "bicycle",
-    "rival", "mirror", "height", "cousin", "weather", "kitchen", "rumour", "birthday", "shadow", "landlord", "pet",
+    "garden", "neighbour", "lawyer", "camera", "tailor", "bridge", "teacher", "colour", "window", "doctor", "bicycle",
+    "rival", "mirror", "height", "barber", "weather", "kitchen", "rumour", "birthday", "shadow", "landlord", "pet",
     "nickname", "hobby", "weight", "car", "dream", "voice", "house", "dinner", "guest", "ticket", "horse", "coat",
     "mistake", "plan", "letter", "cook", "view", "price",
 )  # fmt: skip

@@ -219,7 +219,7 @@ def anchor_losses(logits: Tensor, base: BaseTop) -> Tensor:
     return top + rest_before * (rest_before.log() - rest_after.log())
 
 
-def preservation(keys: Tensor, a: Tensor, b: Tensor, unit: float) -> Tensor:
+def preservation(keys: Tensor, a: Tensor, b: Tensor, unit: Tensor) -> Tensor:
     """How much an edit changes what a matrix gives out on the inputs that anchors bring to it.
 
     The KL sees the end of the network only and one anchor at a time; this sees every anchor in every step, costs two
@@ -229,11 +229,11 @@ def preservation(keys: Tensor, a: Tensor, b: Tensor, unit: float) -> Tensor:
         keys: (E, n, d_in), inputs of the matrix on the anchors' last tokens; rows of zeros where there are fewer.
         a: (E, r, d_in).
         b: (E, d_out, r), scale included.
-        unit: Mean squared length of the frozen matrix's own output on these inputs.
+        unit: (E,), squared length of the frozen matrix's own output, summed over these inputs; 0 without any.
 
     Returns:
-        (E,): squared length of the change, relative to `unit`, mean over the anchors' tokens.
+        (E,): squared length of the change, summed over the anchors' tokens, relative to `unit`.
     """
-    change = (keys @ a.mT) @ b.mT
-    present = (keys != 0).any(-1).sum(-1).clamp(min=1)
-    return change.square().sum((-2, -1)) / (unit * present)
+    inner = (keys @ a.to(keys.dtype).mT).float()
+    length = ((inner @ (b.mT @ b)) * inner).sum((-2, -1))  # |B A k|^2 without forming B A k
+    return length / torch.where(unit > 0, unit, 1.0)

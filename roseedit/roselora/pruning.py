@@ -24,8 +24,9 @@ class _Matrix:
 
     factors: Factors
     importance: list[Tensor | None] = field(default_factory=lambda: [None, None])
+    final: list[Tensor | None] = field(default_factory=lambda: [None, None])
     keys: Tensor | None = None
-    unit: float = 1.0
+    unit: Tensor | None = None
 
 
 class SparseFactors:
@@ -58,6 +59,11 @@ class SparseFactors:
         """Per module path the bank of factors."""
         return {path: m.factors for path, m in self.matrices.items()}
 
+    @property
+    def has_anchors(self) -> bool:
+        """Whether anything is to be preserved."""
+        return any(m.keys is not None for m in self.matrices.values())
+
     def tensors(self) -> list[Tensor]:
         """All factors, for an optimiser."""
         return [t for m in self.matrices.values() for t in m.factors.tensors()]
@@ -67,28 +73,45 @@ class SparseFactors:
         return {path: m.factors.pick(edit) for path, m in self.matrices.items()}
 
     @torch.no_grad()
-    def keep_anchors(self, path: str, keys: Tensor | None) -> None:
+    def keep_anchors(self, path: str, keys: Tensor | None, dtype: torch.dtype) -> None:
         """Remember what anchors bring to a matrix.
 
         Args:
             path: The module.
             keys: (E, n, d_in), rows of zeros where an edit has fewer; None when there are no anchors at all.
+            dtype: In which they are kept and multiplied.
         """
         if keys is None:
             return
         matrix = self.matrices[path]
         matrix.keys = keys.to(matrix.factors.a.device)
-        real = matrix.keys[(matrix.keys != 0).any(-1)]
-        matrix.unit = float(self.model.get_submodule(path)(real).float().square().sum(-1).mean())
+        own = self.model.get_submodule(path)(matrix.keys).float().square().sum(-1)
+        # Per edit, never across the bank: an edit's neighbours must not change what it becomes.
+        matrix.unit = (own * (matrix.keys != 0).any(-1)).sum(-1)
+        matrix.keys = matrix.keys.to(dtype)
 
     def preserved(self, device: torch.device) -> Tensor:
         """The change on anchors, summed over matrices and edits."""
         total = torch.zeros((), device=device)
         for m in self.matrices.values():
-            if m.keys is not None:
+            if m.keys is not None and m.unit is not None:
                 change = preservation(m.keys, m.factors.a, m.factors.b * self.hparams.scale, m.unit)
                 total = total + change.sum().to(device)
         return total
+
+    @torch.no_grad()
+    def select(self, places: Tensor) -> None:
+        """Go on with some of the edits only.
+
+        Args:
+            places: (edits that stay,) their places in the bank, in rising order.
+        """
+        for m in self.matrices.values():
+            a, b = (t.detach()[places.to(t.device)].requires_grad_(True) for t in m.factors.tensors())
+            m.factors = Factors(a, b)
+            m.importance = [_rows(t, places) for t in m.importance]
+            m.final = [_rows(t, places) for t in m.final]
+            m.keys, m.unit = _rows(m.keys, places), _rows(m.unit, places)
 
     def score_importance(self) -> None:
         """Update the moving averages from the present factors and gradients, before the optimiser moves them.
@@ -106,18 +129,26 @@ class SparseFactors:
                 matrix.importance[i] = update_importance(matrix.importance[i], weight, weight.grad, self.hparams.beta)
 
     @torch.no_grad()
-    def prune(self, keep: float) -> None:
+    def prune(self, keep: float, *, last: bool) -> None:
         """Cut each row of A and column of B to its most important share, then limit the norms.
 
         Args:
             keep: The kept share; 1 and above does nothing.
+            last: The share is final. What is cut never returns, so from then on the support stays as it is.
         """
         if keep >= 1:
             return
         rule = top_k_mask if self.hparams.tie_rule == "top_k" else threshold_mask
         for matrix in self.matrices.values():
             unit = initial_scale(matrix.factors.a.shape[-1]) if self.hparams.norm_unit == "initial" else 1.0
-            for weight, importance, dim in zip(matrix.factors.tensors(), matrix.importance, (-1, -2), strict=True):
+            for i, (weight, dim) in enumerate(zip(matrix.factors.tensors(), (-1, -2), strict=True)):
+                importance, final = matrix.importance[i], matrix.final[i]
                 if importance is not None:
-                    weight.mul_(rule(importance, keep, dim))
+                    mask = rule(importance, keep, dim) if final is None else final
+                    weight.mul_(mask)
+                    matrix.final[i] = mask if last else None
                 constrain(weight, self.hparams.norm_constraint, self.hparams.norm_limit, unit)
+
+
+def _rows(tensor: Tensor | None, places: Tensor) -> Tensor | None:
+    return None if tensor is None else tensor[places.to(tensor.device)]

@@ -113,18 +113,21 @@ class BankTrainer:
         self.arithmetic = _arithmetic(loaded, hparams.train_dtype, self.layer)
         self.sparse = SparseFactors(loaded.model, projections, generators, hparams)
         self.optimizer = torch.optim.Adam(self.sparse.tensors(), lr=hparams.lr)
-        seeds = [g.initial_seed() for g in generators]
-        self.bank = FactorBank(loaded.model, self.sparse.factors, hparams.scale, hparams.dropout, seeds)
+        self.seeds = [g.initial_seed() for g in generators]
+        self.bank = FactorBank(loaded.model, self.sparse.factors, hparams.scale, hparams.dropout, self.seeds)
+        self.place = torch.arange(self.n_edits)  # of each edit in the bank; -1 once it has left
         self.store = self._prepare(rows, max_tokens)
         self.done: list[Trained | None] = [None] * self.n_edits
         self.owner = {row.request: row.edit for row in rows}
         self.lowest = torch.zeros(len(self.owner), device=loaded.device)
+        self.owners = torch.tensor([self.owner[r] for r in range(len(self.owner))], device=loaded.device)
         self.plans: dict[tuple[int, ...], list[Pass]] = {}
 
     def _prepare(self, rows: Sequence[Row], max_tokens: int) -> RowStore:
         """Run the lower layers once, and look at what anchors bring to the adapted matrices."""
         watched = list(self.sparse.matrices) if self.hparams.preserve_weight else []
         last = self.hparams.preserve_tokens
+        dtype = torch.float32 if self.arithmetic is nullcontext else torch.bfloat16
         everything = _arithmetic(self.loaded, self.hparams.train_dtype, 0)
         with frozen(self.loaded.model), everything():
             store = within_memory(
@@ -133,7 +136,7 @@ class BankTrainer:
                 max(len(row.ids) for row in rows),
             )
         for path in watched:
-            self.sparse.keep_anchors(path, store.keys_by_edit(path, self.n_edits))
+            self.sparse.keep_anchors(path, store.keys_by_edit(path, self.n_edits), dtype)
         return store
 
     def run(self, choose: Callable[[int], list[int]], progress: Progress | None = None) -> list[Trained]:
@@ -167,13 +170,33 @@ class BankTrainer:
     def _step(self, step: int, chosen: list[int]) -> None:
         if not chosen:
             return
+        self._compact()
         self.bank.step = step
         loss = self._gradients(chosen)
         if step > self.schedule.end:
             self._stop(step, loss)
         self.sparse.score_importance()
         self.optimizer.step()
-        self.sparse.prune(keep_at(step, self.hparams.keep, self.schedule.start, self.schedule.end))
+        keep = keep_at(step, self.hparams.keep, self.schedule.start, self.schedule.end)
+        self.sparse.prune(keep, last=step >= self.schedule.end)
+
+    def _compact(self) -> None:
+        """Once half of the edits in the bank are done, go on with the others only, moments included."""
+        going = [edit for edit, done in enumerate(self.done) if done is None]
+        places = self.place[going]
+        if 2 * len(going) > int((self.place >= 0).sum()):
+            return
+        old = [self.optimizer.state[t] for t in self.sparse.tensors()]
+        self.sparse.select(places)
+        self.optimizer = torch.optim.Adam(self.sparse.tensors(), lr=self.hparams.lr)
+        for tensor, state in zip(self.sparse.tensors(), old, strict=True):
+            kept = {k: v[places.to(v.device)] if v.dim() else v for k, v in state.items()}
+            self.optimizer.state[tensor] = kept
+        self.bank.factors = self.sparse.factors
+        self.bank.seeds = tuple(self.seeds[edit] for edit in going)
+        self.place = torch.full_like(self.place, -1)
+        self.place[going] = torch.arange(len(going))
+        self.plans.clear()
 
     def _gradients(self, chosen: list[int]) -> Tensor:
         """Backward over all passes of a step; started anew with smaller passes when memory runs out."""
@@ -193,6 +216,8 @@ class BankTrainer:
             if len(self.plans) >= PLANS_KEPT:
                 self.plans.clear()
             self.plans[key] = self.store.passes(chosen)
+            for work in self.plans[key]:
+                work.edits = self.place[work.edits]
         return self.plans[key]
 
     def _backward(self, passes: list[Pass]) -> Tensor:
@@ -210,9 +235,9 @@ class BankTrainer:
             if work.base is not None:
                 loss = loss + (anchor_losses(logits[n:], work.base) * work.anchor_weights).sum()
             loss.backward()
-            losses.index_add_(0, work.edits.to(losses.device)[work.at[0][:n]], (nll * work.label_weights).detach())
+            losses.index_add_(0, self.owners[work.label_requests], (nll * work.label_weights).detach())
             lowest.scatter_reduce_(0, work.label_requests, (-nll.detach()).exp(), "amin")
-        if self.hparams.preserve_weight:
+        if self.sparse.has_anchors:
             (self.hparams.preserve_weight * self.sparse.preserved(self.loaded.device)).backward()
         self.lowest = torch.where(lowest > 1.0, self.lowest, lowest)
         return losses
@@ -220,8 +245,7 @@ class BankTrainer:
     def _stop(self, step: int, losses: Tensor) -> None:
         """Finish the edits whose requests all have their target, as they are before this step's update."""
         worst = torch.ones(self.n_edits, device=self.lowest.device)
-        owners = torch.tensor([self.owner[r] for r in range(len(self.owner))], device=self.lowest.device)
-        worst.scatter_reduce_(0, owners, self.lowest, "amin")
+        worst.scatter_reduce_(0, self.owners, self.lowest, "amin")
         sure = worst >= self.hparams.stop_probability
         learned = sure | (losses < self.hparams.stop_loss) if self.hparams.stop_loss else sure
         for edit in learned.nonzero()[:, 0].tolist():
@@ -230,7 +254,7 @@ class BankTrainer:
 
     def _finish(self, edit: int, step: int, *, converged: bool) -> None:
         worst = min(float(self.lowest[r]) for r, owner in self.owner.items() if owner == edit)
-        self.done[edit] = Trained(self.sparse.pick(edit), step, worst, converged)
+        self.done[edit] = Trained(self.sparse.pick(int(self.place[edit])), step, worst, converged)
 
 
 def _arithmetic(loaded: LoadedModel, wanted: str, layer: int) -> Callable[[], AbstractContextManager[None]]:

@@ -29,7 +29,7 @@ SETTINGS = {
     "modules": ["mlp.down", "attn.o"],
     "rank": 3,
     "keep": 0.25,
-    "lr": 0.05,
+    "lr": 0.02,
     "steps": 24,
     "prune_start": 2,
     "prune_end": 10,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from roseedit.edits.delta import Delta, MatrixDelta, SparseVectors
 from roseedit.edits.edit import Edit
-from roseedit.edits.files import BLOB, FORMAT, PICKLES, RECORD, load_edit, save_edit
+from roseedit.edits.files import BLOB, FORMAT, PICKLES, RECORD, load_edit, record_hash, save_edit
 from roseedit.errors import DeltaError
 from roseedit.requests import EditRequest, Probe
 
@@ -68,7 +68,10 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 
 def write_record(folder: Path, **changes: Any) -> None:
-    (folder / RECORD).write_text(json.dumps({**record_of(folder), **changes}), encoding="utf-8")
+    """Change the record and seal it anew, as damage before saving would."""
+    values = {**record_of(folder), **changes}
+    values["record_sha256"] = record_hash(values)
+    (folder / RECORD).write_text(json.dumps(values), encoding="utf-8")
 
 
 def forge(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
@@ -174,6 +177,7 @@ KEYS = ("sha256", "matrices", "requests", "hparams", "fingerprint", "model_name"
 @pytest.mark.parametrize("key", KEYS)
 def test_a_record_without_a_part(folder: Path, key: str) -> None:
     values = {k: v for k, v in record_of(folder).items() if k != key}
+    values["record_sha256"] = record_hash(values)
     (folder / RECORD).write_text(json.dumps(values))
     refused(folder)
 

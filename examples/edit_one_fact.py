@@ -62,6 +62,7 @@ def main() -> None:
     if args.picture:
         drawing = Console(record=True, width=150, file=io.StringIO())
         show_result(result, drawing)
+        args.picture.parent.mkdir(parents=True, exist_ok=True)
         drawing.save_svg(str(args.picture), title="roseedit edit")
     console.print(f"   served from the edited model: {prompt!r} -> [green]{editor.generate(prompt)!r}[/]")
 

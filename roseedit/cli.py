@@ -148,9 +148,11 @@ def show_result(result: EditResult, console: Console = out) -> None:
     """
     if result.metrics is None:
         return
-    table = Table(title=" · ".join(str(edit) for edit in result.edits), title_justify="left")
-    for name in ("", "prompt", "before", "after", "", "P(new)", "P(old)", "KL"):
-        table.add_column(name, justify="right" if name[:1] in ("P", "K") else "left", overflow="fold")
+    table = Table(title=" · ".join(str(edit) for edit in result.edits), title_justify="left", expand=True)
+    for name, ratio in (("", None), ("prompt", 4), ("before", 3), ("after", 3), ("", None)):
+        table.add_column(name, ratio=ratio, no_wrap=ratio is None)
+    for name in ("P(new)", "P(old)", "KL"):
+        table.add_column(name, justify="right", no_wrap=True)
     for line in result.metrics.to_dict("records"):
         table.add_row(*_cells(line))
     console.print(table)
@@ -178,7 +180,7 @@ def _missing(number: float | None) -> bool:
 
 
 def _change(before: float | None, after: float | None) -> str:
-    return "" if _missing(before) or _missing(after) else f"{before:.3f} → {after:.3f}"
+    return "" if _missing(before) or _missing(after) else f"{before:.2f}→{after:.2f}"
 
 
 def _short(text: str, most: int = 60) -> str:

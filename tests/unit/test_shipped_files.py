@@ -1,0 +1,36 @@
+"""Every hyper-parameter file that ships is read strictly, and the README's links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from roseedit.hparams import read_yaml
+from roseedit.methods import read_hparams
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "hparams").glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
+def test_an_hparams_file_is_read(path: Path) -> None:
+    values = read_yaml(path)
+    hparams = read_hparams(values, path.name)
+    assert hparams.method == path.parent.name
+    assert hparams.model == values["model"]
+
+
+def test_the_promised_files_are_there() -> None:
+    promised = (
+        "smollm2-135m gemma3-270m gpt2 gpt2-xl gpt-j-6b pythia-1.4b llama-2-7b-chat llama-3-8b-instruct mistral-7b"
+    )
+    promised += " qwen2.5-7b-instruct qwen3-0.6b paper-llama-2-7b-chat"
+    assert {path.stem for path in FILES} >= set(promised.split())
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    links = re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []

@@ -31,6 +31,7 @@ out = Console(emoji=False)
 err = Console(stderr=True, emoji=False)
 
 USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, which typer carries under a private name
+WIDE = 110  # columns a terminal needs for all figures of the table
 DEFAULT_MODEL = "smollm2-135m"
 EDIT_EXAMPLES = """
 Edit one fact and show what the model says before and after.
@@ -151,10 +152,11 @@ def show_result(result: EditResult, console: Console = out) -> None:
     table = Table(title=" · ".join(str(edit) for edit in result.edits), title_justify="left", expand=True)
     for name, ratio in (("", None), ("prompt", 4), ("before", 3), ("after", 3), ("", None)):
         table.add_column(name, ratio=ratio, no_wrap=ratio is None)
-    for name in ("P(new)", "P(old)", "KL"):
+    figures_shown = ("P(new)", "P(old)", "KL") if console.width >= WIDE else ("P(new)",)
+    for name in figures_shown:
         table.add_column(name, justify="right", no_wrap=True)
     for line in result.metrics.to_dict("records"):
-        table.add_row(*_cells(line))
+        table.add_row(*_cells(line)[: 5 + len(figures_shown)])
     console.print(table)
     report = result.edits[0].report
     figures = (

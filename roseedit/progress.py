@@ -22,4 +22,8 @@ def bar(total: int, what: str, show: bool) -> Iterator[Callable[[float], None]]:
 
     layout = "{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}]"
     with tqdm(total=total, desc=what, disable=None if show else True, bar_format=layout, leave=False) as shown:
-        yield shown.update
+
+        def tell(done: float) -> None:
+            shown.update(done)
+
+        yield tell

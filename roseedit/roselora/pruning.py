@@ -85,7 +85,8 @@ class SparseFactors:
             return
         matrix = self.matrices[path]
         matrix.keys = keys.to(matrix.factors.a.device)
-        own = self.model.get_submodule(path)(matrix.keys).float().square().sum(-1)
+        weight = self.model.get_parameter(f"{path}.weight")
+        own = self.model.get_submodule(path)(matrix.keys.to(weight.dtype)).float().square().sum(-1)
         # Per edit, never across the bank: an edit's neighbours must not change what it becomes.
         matrix.unit = (own * (matrix.keys != 0).any(-1)).sum(-1)
         matrix.keys = matrix.keys.to(dtype)

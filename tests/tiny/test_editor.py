@@ -534,3 +534,13 @@ def test_after_a_failure_the_same_call_works(tiny: Tiny, digest: Digest) -> None
         editor.edit(PAIR)
     assert editor.edit(PAIR).edit_id == undisturbed.edit(PAIR).edit_id
     assert digest(editor.loaded.model) == digest(undisturbed.loaded.model)
+
+
+def test_a_model_in_bfloat16_can_be_edited_with_anchors(tiny: Tiny, digest: Digest) -> None:
+    loaded = tiny("llama")
+    loaded.model.to(torch.bfloat16)
+    before = digest(loaded.model)
+    one = editor_of(loaded, **{**SHORT, "anchor_subjects": 1, "preserve_weight": 30.0})
+    with one.trial(REQUESTS[1], evaluate=False):
+        assert digest(loaded.model) != before
+    assert digest(loaded.model) == before

@@ -1,10 +1,9 @@
-"""The command line. The only place of the package that prints."""
+"""`roseedit edit`: change one fact and show the table of before and after."""
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,24 +12,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from roseedit import __version__
-from roseedit.errors import RequestError, RoseEditError, refusal
+from roseedit.cli.console import out
+from roseedit.errors import RequestError, refusal
 
 if TYPE_CHECKING:
     import pandas
 
     from roseedit.editor import Editor, EditResult
 
-app = typer.Typer(
-    help="Change what an open-weights language model believes, measure it honestly, and change it back bit for bit.",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-)
-out = Console(emoji=False)
-err = Console(stderr=True, emoji=False)
-
-USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, which typer carries under a private name
 WIDE = 110  # columns a terminal needs for all figures of the table
 DEFAULT_MODEL = "smollm2-135m"
 EDIT_EXAMPLES = """
@@ -45,22 +34,6 @@ Edit one fact and show what the model says before and after.
 """
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        out.print(f"roseedit {__version__}", highlight=False)
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """Options before any command."""
-
-
-@app.command(help=EDIT_EXAMPLES)
 def edit(  # noqa: PLR0917 - typer turns each into an option
     prompt: Annotated[str, typer.Option(help="Text that the model is to continue with the target.")],
     target: Annotated[str, typer.Option(help="The new answer, without leading space.")],
@@ -203,84 +176,3 @@ def _as_json(result: EditResult, save: Path | None) -> dict[str, Any]:
 
 def _records(table: pandas.DataFrame | None) -> list[dict[str, Any]]:
     return [] if table is None else json.loads(table.to_json(orient="records"))
-
-
-@app.command()
-def models() -> None:
-    """List what `--model` takes: embedded models, and the models that hparams files ship for."""
-    from roseedit.models.embedded import EMBEDDED, find_parts
-    from roseedit.shipped import shipped_dir
-
-    table = Table("alias", "state", "what it is", title="Embedded models", title_justify="left")
-    for alias, model in EMBEDDED.items():
-        table.add_row(alias, "[green]installed[/]" if find_parts(model) else model.install, model.note)
-    out.print(table)
-    root = shipped_dir("hparams")
-    files = sorted(root.glob("*/*.yaml")) if root else []
-    table = Table("file", "model", title="Hyper-parameter files", title_justify="left")
-    for path in files:
-        from roseedit.hparams import read_yaml
-
-        table.add_row(f"hparams/{path.parent.name}/{path.name}", str(read_yaml(path).get("model", "")))
-    out.print(table)
-    out.print("Any other causal LM works too: a hub id, a local folder or a .gguf file.")
-
-
-@app.command()
-def doctor() -> None:
-    """Show versions, device, memory and whether an embedded model is found."""
-    import platform
-    from importlib import metadata
-
-    import psutil
-    import torch
-
-    from roseedit.models.embedded import EMBEDDED, cache_dir, find_parts
-    from roseedit.models.load import default_device
-    from roseedit.models.lowp import native_bfloat16
-    from roseedit.shipped import shipped_dir
-
-    device = default_device()
-    table = Table(show_header=False)
-    table.add_row("roseedit", __version__)
-    table.add_row("python", platform.python_version())
-    for name in ("torch", "transformers", "safetensors", "gguf", "datasets", "pandas", "peft"):
-        try:
-            table.add_row(name, metadata.version(name))
-        except metadata.PackageNotFoundError:
-            table.add_row(name, "[yellow]not installed[/]")
-    table.add_row("device", device)
-    table.add_row("threads", str(torch.get_num_threads()))
-    table.add_row("native bfloat16", "yes" if native_bfloat16(torch.device(device)) else "no")
-    memory = psutil.virtual_memory()
-    table.add_row("memory", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free")
-    for alias, model in EMBEDDED.items():
-        table.add_row(
-            f"model {alias}", "[green]found[/]" if find_parts(model) else f"[yellow]missing[/]: {model.install}"
-        )
-    table.add_row("model cache", str(cache_dir()))
-    table.add_row("hparams files", str(shipped_dir("hparams") or "[yellow]not found[/]"))
-    out.print(table)
-
-
-def main() -> None:
-    """Entry point: bad input is one line on stderr and exit code 2, never a traceback."""
-    try:
-        sys.exit(app(standalone_mode=False) or 0)
-    except RoseEditError as error:
-        _fail(str(error))
-    except USAGE_ERROR as error:
-        _fail(f"{error.format_message()} (see --help)")
-    except (typer.Abort, KeyboardInterrupt):
-        err.print("interrupted; nothing was saved")
-        sys.exit(130)
-
-
-def _fail(message: str) -> None:
-    text = escape(" ".join(message.split()))
-    err.print("[bold red]error:[/]", text, highlight=False, soft_wrap=True, emoji=False)
-    sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

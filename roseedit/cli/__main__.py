@@ -1,0 +1,5 @@
+"""`python -m roseedit.cli` is `roseedit`."""
+
+from roseedit.cli.app import main
+
+main()

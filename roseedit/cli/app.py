@@ -1,0 +1,61 @@
+"""The application: every command is registered here, and every error becomes one line."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from roseedit import __version__
+from roseedit.cli.console import err, out
+from roseedit.cli.edit import EDIT_EXAMPLES, edit
+from roseedit.cli.system import doctor, models
+from roseedit.errors import RoseEditError
+
+app = typer.Typer(
+    help="Change what an open-weights language model believes, measure it honestly, and change it back bit for bit.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+app.command(help=EDIT_EXAMPLES)(edit)
+app.command()(models)
+app.command()(doctor)
+
+USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, which typer carries under a private name
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"roseedit {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options before any command."""
+
+
+def main() -> None:
+    """Entry point: bad input is one line on stderr and exit code 2, never a traceback."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except RoseEditError as error:
+        _fail(str(error))
+    except USAGE_ERROR as error:
+        _fail(f"{error.format_message()} (see --help)")
+    except (typer.Abort, KeyboardInterrupt):
+        err.print("interrupted; nothing was saved")
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    text = escape(" ".join(message.split()))
+    err.print("[bold red]error:[/]", text, highlight=False, soft_wrap=True, emoji=False)
+    sys.exit(2)

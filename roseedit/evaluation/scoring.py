@@ -86,7 +86,33 @@ def score(
         One score per pair, in order.
     """
     encoded = [encode_pair(loaded.tokenizer, prompt, target) for prompt, target in pairs]
-    out: list[PairScore | None] = [None] * len(pairs)
+    return score_encoded(loaded, encoded, edits=edits, rows=rows, batch_tokens=batch_tokens, progress=progress)
+
+
+@torch.no_grad()
+def score_encoded(
+    loaded: LoadedModel,
+    encoded: Sequence[Encoded],
+    *,
+    edits: RowEdits | None = None,
+    rows: Sequence[int] | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Progress | None = None,
+) -> list[PairScore]:
+    """`score` for pairs that are token ids already, for metrics with a boundary rule of their own.
+
+    Args:
+        loaded: The model.
+        encoded: Token ids with the index of the first target token, which is at least 1.
+        edits: Edits that rows may carry.
+        rows: Per pair the index of its edit, -1 for none.
+        batch_tokens: Most tokens in one forward pass, padding included.
+        progress: Called with the number of pairs just done.
+
+    Returns:
+        One score per pair, in order.
+    """
+    out: list[PairScore | None] = [None] * len(encoded)
     for batch in plan_batches([len(e.ids) for e in encoded], batch_tokens):
         chosen = [encoded[i] for i in batch]
         with _rows(edits, rows, batch):

@@ -39,6 +39,10 @@ class DataError(RoseEditError):
     """A data-set file or record that does not have the expected form."""
 
 
+class RunError(RoseEditError):
+    """An evaluation run that cannot be started, continued or read."""
+
+
 class CapacityError(RoseEditError):
     """Not enough memory for even a single edit."""
 

@@ -7,13 +7,14 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def bar(total: int, what: str, show: bool) -> Iterator[Callable[[float], None]]:
+def bar(total: int, what: str, show: bool, done: float = 0) -> Iterator[Callable[[float], None]]:
     """A bar for the length of a block.
 
     Args:
         total: How much there is to do.
         what: Its label.
         show: False draws nothing.
+        done: How much was done before; left out of the time that is still to come.
 
     Yields:
         A function that is told how much has just been done.
@@ -21,7 +22,9 @@ def bar(total: int, what: str, show: bool) -> Iterator[Callable[[float], None]]:
     from tqdm.auto import tqdm
 
     layout = "{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}]"
-    with tqdm(total=total, desc=what, disable=None if show else True, bar_format=layout, leave=False) as shown:
+    with tqdm(
+        total=total, initial=done, desc=what, disable=None if show else True, bar_format=layout, leave=False
+    ) as shown:
 
         def tell(done: float) -> None:
             shown.update(done)

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from roseedit import __version__
 from roseedit.cli.console import err, out
+from roseedit.cli.data import data_app
 from roseedit.cli.edit import EDIT_EXAMPLES, edit
 from roseedit.cli.evaluate import EVALUATE_EXAMPLES, evaluate
 from roseedit.cli.system import doctor, models
@@ -25,6 +26,7 @@ app.command(help=EDIT_EXAMPLES)(edit)
 app.command(help=EVALUATE_EXAMPLES)(evaluate)
 app.command()(models)
 app.command()(doctor)
+app.add_typer(data_app, name="data")
 
 USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, which typer carries under a private name
 

@@ -1,8 +1,16 @@
-"""CounterFact in its original schema (Meng et al. 2022)."""
+"""CounterFact (Meng et al. 2022): the original schema, its copies with paraphrases alone, and EasyEdit's flat form."""
 
 from __future__ import annotations
 
-from roseedit.editsets.fields import Record, required_text, section, text_list
+from roseedit.editsets.fields import (
+    Record,
+    old_answer,
+    one_probe,
+    optional_text,
+    required_text,
+    section,
+    text_list,
+)
 from roseedit.errors import DataError, refusal
 from roseedit.requests import EditRequest, Probe
 
@@ -20,14 +28,12 @@ def parse_counterfact(record: Record) -> EditRequest:
         DataError: A field is missing or has the wrong form.
     """
     rewrite = section(record, "requested_rewrite")
-    if not rewrite:
-        remedy = "Use the original CounterFact schema; flat copies of it lack the paraphrases."
+    if not rewrite and not {"paraphrase_prompts", "target_new"} <= record.keys():
+        remedy = "For the flat form with 'locality_prompt' use the edit set 'counterfact-flat'."
         raise DataError(refusal("no 'requested_rewrite'", "an object with prompt, subject and targets", remedy))
-    subject = required_text(rewrite, "subject")
-    target_new = required_text(section(rewrite, "target_new"), "str").strip()
-    target_true = required_text(section(rewrite, "target_true"), "str").strip()
+    subject, prompt, target_new, target_true = read_rewrite(rewrite or _as_rewrite(record))
     return EditRequest(
-        prompt=_filled(required_text(rewrite, "prompt"), subject),
+        prompt=prompt,
         target_new=target_new,
         subject=subject,
         target_true=target_true,
@@ -37,6 +43,58 @@ def parse_counterfact(record: Record) -> EditRequest:
             *_probes("neighborhood", text_list(record, "neighborhood_prompts"), target_true),
             *_probes("attribute", text_list(record, "attribute_prompts"), target_new),
         ),
+    )
+
+
+def _as_rewrite(record: Record) -> Record:
+    """The copies with paraphrases alone have the same fields at the top, and targets without Wikidata item."""
+    targets = {key: {"str": required_text(record, key)} for key in ("target_new", "target_true")}
+    return {**record, **targets}
+
+
+def read_rewrite(rewrite: Record) -> tuple[str, str, str, str]:
+    """Read one `requested_rewrite`, which MQuAKE has too.
+
+    Args:
+        rewrite: The object.
+
+    Returns:
+        Subject, prompt with the subject filled in, new target and true target.
+
+    Raises:
+        DataError: A field is missing or has the wrong form.
+    """
+    subject = required_text(rewrite, "subject")
+    target_new = required_text(section(rewrite, "target_new"), "str").strip()
+    target_true = required_text(section(rewrite, "target_true"), "str").strip()
+    return subject, _filled(required_text(rewrite, "prompt"), subject), target_new, target_true
+
+
+def parse_flat(record: Record) -> EditRequest:
+    """Turn one record of EasyEdit's flat CounterFact into a request.
+
+    Its `rephrase_prompt` is mostly one of the original's open generation prompts, which the edited answer need not
+    follow. So it becomes the portability group `easyedit_rephrase`, a column of its own, and not a rephrase.
+
+    Args:
+        record: The raw record.
+
+    Returns:
+        The request; `source` is left to the caller.
+
+    Raises:
+        DataError: A field is missing or has the wrong form.
+    """
+    target_new = required_text(record, "target_new").strip()
+    return EditRequest(
+        prompt=required_text(record, "prompt"),
+        target_new=target_new,
+        subject=required_text(record, "subject"),
+        target_true=old_answer(text_list(record, "ground_truth"), target_new),
+        locality=one_probe(
+            "neighborhood", optional_text(record, "locality_prompt"), record.get("locality_ground_truth")
+        ),
+        portability=one_probe("easyedit_rephrase", optional_text(record, "rephrase_prompt"), target_new),
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from roseedit.errors import DataError, refusal
+from roseedit.requests import Probe
 
 Record = Mapping[str, Any]
 
@@ -144,6 +146,39 @@ def old_answer(truths: Sequence[str], target: str) -> str | None:
     named = [truth.strip() for truth in truths if truth.strip()]
     same = [truth for truth in named if truth.casefold() == target.strip().casefold()]
     return next(iter(same + named), None)
+
+
+def subject_in(prompt: str, subject: str | None) -> str | None:
+    """The subject as the prompt spells it.
+
+    Args:
+        prompt: The edit prompt.
+        subject: The subject as the record gives it, perhaps in other case, perhaps not in the prompt at all.
+
+    Returns:
+        The same text cut out of the prompt, or None when it is not there.
+    """
+    if not subject or not subject.strip():
+        return None
+    found = re.search(re.escape(subject.strip()), prompt, re.IGNORECASE)
+    return found.group() if found else None
+
+
+def one_probe(group: str, prompt: str | None, answer: Any) -> tuple[Probe, ...]:
+    """A probe that a record may lack.
+
+    Args:
+        group: Its group.
+        prompt: Its prompt, or None.
+        answer: Its answer, in any published form.
+
+    Returns:
+        The probe, or nothing without a prompt.
+
+    Raises:
+        DataError: The answer has an unknown form.
+    """
+    return () if prompt is None else (Probe(group, prompt, alias_lists(answer, f"answer of {group}")),)
 
 
 def _names(value: Any, key: str) -> tuple[str, ...]:

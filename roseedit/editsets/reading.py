@@ -1,9 +1,10 @@
-"""Reading a data-set file: a JSON array of objects, or a refusal that names the file and the record."""
+"""Reading a data-set file: a JSON array or JSON Lines. What is no object is handed on as broken, with the reason."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +12,70 @@ from roseedit.editsets.fields import Record, json_kind
 from roseedit.errors import DataError, refusal
 
 
-def read_array(path: Path) -> tuple[list[Record], str]:
-    """Read a JSON array of objects.
+@dataclass(frozen=True)
+class Broken:
+    """Stands in the place of a record that could not be read.
+
+    Attributes:
+        reason: What is wrong with it.
+    """
+
+    reason: str
+
+
+def read_records(path: Path) -> tuple[list[Record | Broken], str]:
+    """Read the records of a file.
 
     Args:
-        path: The file.
+        path: A JSON array of objects, or JSON Lines, in UTF-8.
 
     Returns:
-        The records, and the SHA-256 of the file in hex.
+        One entry per element or line that is not blank, and the SHA-256 of the file in hex.
 
     Raises:
-        DataError: The file cannot be read, is not JSON, not an array, or holds something that is not an object.
+        DataError: The file cannot be read, or is neither of the two.
     """
     raw = _read_bytes(path)
-    records = _decode(raw, path)
-    if not isinstance(records, list):
-        message = refusal(json_kind(records), "a JSON array of objects", "Check that this is the right file.")
+    return _records(raw, path), hashlib.sha256(raw).hexdigest()
+
+
+def _records(raw: bytes, path: Path) -> list[Record | Broken]:
+    try:
+        # utf-8-sig: editors on Windows like to put a byte order mark in front, which json.loads refuses
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(_not_json(path, error)) from error
+    if path.suffix == ".jsonl":
+        return _lines(text)
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        lines = _lines(text)
+        if not lines or isinstance(lines[0], Broken):
+            raise DataError(_not_json(path, error)) from error
+        return lines
+    if not isinstance(values, list):
+        message = refusal(json_kind(values), "a JSON array of objects", "Check that this is the right file.")
         raise DataError(f"{path}: {message}")
-    for index, record in enumerate(records):
-        if not isinstance(record, dict):
-            message = refusal(json_kind(record), "a JSON object", "Repair or remove the record.")
-            raise DataError(f"{path}: record {index}: {message}")
-    return records, hashlib.sha256(raw).hexdigest()
+    return [_record(value) for value in values]
+
+
+def _lines(text: str) -> list[Record | Broken]:
+    # not splitlines: a JSON text may hold U+2028 and other line ends of Unicode as they are
+    return [_line(line) for line in text.split("\n") if line.strip()]
+
+
+def _line(line: str) -> Record | Broken:
+    try:
+        return _record(json.loads(line))
+    except (ValueError, RecursionError) as error:
+        return Broken(refusal(f"a line that is not JSON ({error})", "one JSON object a line", "Repair or remove it."))
+
+
+def _record(value: Any) -> Record | Broken:
+    if isinstance(value, dict):
+        return value
+    return Broken(refusal(json_kind(value), "a JSON object", "Repair or remove the record."))
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -43,11 +86,6 @@ def _read_bytes(path: Path) -> bytes:
         raise DataError(f"{path}: {message}") from error
 
 
-def _decode(raw: bytes, path: Path) -> Any:
-    try:
-        # utf-8-sig: editors on Windows like to put a byte order mark in front, which json.loads refuses
-        return json.loads(raw.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        remedy = "Fetch the file again; JSON Lines must be turned into one array."
-        message = refusal(f"text that is not JSON ({error})", "a JSON array in UTF-8", remedy)
-        raise DataError(f"{path}: {message}") from error
+def _not_json(path: Path, error: Exception) -> str:
+    message = refusal(f"text that is not JSON ({error})", "a JSON array or JSON Lines in UTF-8", "Fetch it again.")
+    return f"{path}: {message}"

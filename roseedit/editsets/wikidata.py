@@ -33,8 +33,8 @@ def parse_wikidata(record: Record) -> EditRequest:
         subject=required_text(record, "subject"),
         target_true=old_answer([name for names in truths for name in names], target_new),
         rephrase=(*text_list(record, "rephrase"), *text_list(record, "rephrase_prompt")),
-        locality=_probes(record, "locality"),
-        portability=_answered(_probes(record, "portability")),
+        locality=group_probes(record, "locality"),
+        portability=_answered(group_probes(record, "portability")),
     )
 
 
@@ -59,7 +59,19 @@ def parse_recent(record: Record) -> EditRequest:
     return replace(request, locality=tuple(locality))
 
 
-def _probes(record: Record, key: str) -> tuple[Probe, ...]:
+def group_probes(record: Record, key: str) -> tuple[Probe, ...]:
+    """Read KnowEdit's probes: an object of groups, each a list of prompts with answers.
+
+    Args:
+        record: The raw record.
+        key: `"locality"` or `"portability"`.
+
+    Returns:
+        The probes; nothing when the object is absent or empty.
+
+    Raises:
+        DataError: Something in it has the wrong form.
+    """
     groups = section(record, key)
     return tuple(_probe(group, item) for group in groups for item in object_list(groups, group))
 

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from roseedit.editsets.fields import Record, alias_lists, old_answer, optional_text, required_text, section, text_list
+from roseedit.editsets.fields import (
+    Record,
+    alias_lists,
+    old_answer,
+    one_probe,
+    optional_text,
+    required_text,
+    section,
+    text_list,
+)
 from roseedit.errors import DataError, refusal
 from roseedit.requests import EditRequest, Probe
 
@@ -30,16 +39,9 @@ def parse_zsre(record: Record) -> EditRequest:
         subject=required_text(record, "subject"),
         target_true=old_answer(text_list(record, "answers"), target_new),
         rephrase=text_list(record, "rephrase"),
-        locality=_locality(record),
+        locality=one_probe("nq", optional_text(record, "loc"), record.get("loc_ans")),
         portability=_portability(record),
     )
-
-
-def _locality(record: Record) -> tuple[Probe, ...]:
-    prompt = optional_text(record, "loc")
-    if prompt is None:
-        return ()
-    return (Probe("nq", prompt, alias_lists(record.get("loc_ans"), "loc_ans")),)
 
 
 def _portability(record: Record) -> tuple[Probe, ...]:

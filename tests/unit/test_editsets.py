@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from roseedit import editsets
-from roseedit.editsets import DATA_VARIABLE, load_editset, names
+from roseedit.editsets import DATA_VARIABLE, find, load_editset, loading, names
 from roseedit.errors import DataError
 from roseedit.requests import EditRequest, Probe, check_requests
 
@@ -71,6 +70,13 @@ def _reason(folder: Path, name: str, record: dict[str, Any]) -> str:
         ("counterfact", "counterfact_sample.json", 16),
         ("zsre", "zsre_sample.json", 14),
         ("wikidata-counterfact", "wikidata_sample.json", 15),
+        ("counterfact-flat", "counterfact_flat_sample.json", 6),
+        ("zsre-knowedit", "zsre_knowedit_sample.json", 5),
+        ("wikidata-recent", "wikidata_recent_sample.json", 5),
+        ("wikibio", "wikibio_sample.json", 4),
+        ("mquake", "mquake_sample.json", 5),
+        ("wikibigedit", "wikibigedit_sample.json", 5),
+        ("qaedit", "qaedit_sample.json", 5),
     ],
 )
 def test_sample_loads_whole(name: str, file: str, count: int) -> None:
@@ -80,10 +86,16 @@ def test_sample_loads_whole(name: str, file: str, count: int) -> None:
     assert loaded.sha256 == hashlib.sha256((SAMPLES / file).read_bytes()).hexdigest()
     check_requests(loaded.requests)
     assert len({r.source for r in loaded.requests}) == count
-    assert all(r.target_true and r.rephrase and r.locality for r in loaded.requests)
+    assert (loaded.origin, loaded.split, loaded.notes, loaded.revision) == ("sample", "sample", (), None)
+    assert all(r.subject for r in loaded.requests)
 
 
-@pytest.mark.parametrize("file", ["counterfact_sample.json", "zsre_sample.json", "wikidata_sample.json"])
+def test_the_first_samples_have_every_kind_of_probe() -> None:
+    for name in ("counterfact", "zsre", "wikidata-counterfact"):
+        assert all(r.target_true and r.rephrase and r.locality for r in load_editset(name).requests)
+
+
+@pytest.mark.parametrize("file", [find(name).sample for name in names()])
 def test_sample_has_one_record_a_line(file: str) -> None:
     text = (SAMPLES / file).read_text(encoding="utf-8")
     lines = text.splitlines()
@@ -313,10 +325,10 @@ def test_limit_counts_records_of_the_file(tmp_path: Path) -> None:
     ("raw", "words"),
     [
         (b"{not json", "not JSON"),
-        (b'{"a": 1}\n{"a": 2}\n', "JSON Lines"),
+        (b'{"a": 1}\n{"a": 2}\n', "2 records of which none can be used"),
         (b"\xff\xfe\x00", "not JSON"),
         (b'{"a": 1}', "got an object; allowed: a JSON array"),
-        (b'[{"subject": "x"}, 5]', "record 1: got the number 5; allowed: a JSON object"),
+        (b"[5]", "record 0: got the number 5; allowed: a JSON object"),
         (b"[]", "an empty array"),
         (b'[{"subject": "x"}]', "1 records of which none can be used"),
     ],
@@ -355,7 +367,7 @@ def test_sources_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_without_a_sample_both_remedies_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(editsets, "_SAMPLES", tmp_path)
+    monkeypatch.setattr(loading, "samples_folder", lambda: tmp_path)
     for name in names():
         with pytest.raises(DataError, match=r"Pass path=\.\.\. or let ROSEEDIT_DATA name a folder"):
             load_editset(name)
@@ -366,53 +378,110 @@ def test_unknown_name_gets_a_hint() -> None:
         load_editset("counterfacts")
     with pytest.raises(DataError, match=r"Known names: .*zsre"):
         load_editset("qqq")
-    assert names() == ("counterfact", "zsre", "wikidata-counterfact", "wikidata-recent", "zsre-knowedit")
+    assert len(names()) == 10
+
+
+def test_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
+    file = tmp_path / "zsre" / "zsre_mend_train_1k.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps([ZSRE]), encoding="utf-8")
+    for loaded in (
+        load_editset("zsre", split="train"),
+        load_editset("zsre:train"),
+        load_editset("zsre:train", split="train"),
+    ):
+        assert (loaded.path, loaded.split, loaded.origin, loaded.n_records) == (file, "train", "data folder", 1)
+    with pytest.raises(DataError, match="Did you mean 'train'"):
+        load_editset("zsre:trian")
+    with pytest.raises(DataError, match="one split"):
+        load_editset("zsre:train", split="eval")
+    monkeypatch.delenv(DATA_VARIABLE)
+    with pytest.raises(DataError, match="the split 'train' of 'zsre' without ROSEEDIT_DATA"):
+        load_editset("zsre:train")
+
+
+def test_json_lines_and_the_place_of_a_broken_line(tmp_path: Path) -> None:
+    lines = [
+        json.dumps(ZSRE, ensure_ascii=False),
+        "{broken",
+        "5",
+        "",
+        json.dumps({**ZSRE, "src": "Where\u2028is Oslo?"}),
+    ]
+    for name in ("set.jsonl", "set.json"):
+        path = tmp_path / name
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        loaded = load_editset("zsre", path)
+        assert (loaded.n_records, loaded.n_loaded, len(loaded.requests)) == (4, 2, 2)
+        assert [r.index for r in loaded.rejected] == [1, 2]
+        assert "a line that is not JSON" in loaded.rejected[0].reason and "the number 5" in loaded.rejected[1].reason
+
+
+def test_every_record_is_loaded_or_rejected(tmp_path: Path) -> None:
+    loaded = load_editset("zsre", _write(tmp_path, [5, ZSRE, {**ZSRE, "alt": ""}, ZSRE, None]), limit=4)
+    assert (loaded.n_records, loaded.n_loaded, [r.index for r in loaded.rejected]) == (4, 2, [0, 2])
 
 
 # --- the real files --------------------------------------------------------------------------------------------------
 
-# set, file (None: the one that ROSEEDIT_DATA leads to), accepted, already true, without a target
+# set and split, records loaded, already true, without a target
 REAL_COUNTS = [
-    ("counterfact", None, 605, 0, 0),
-    ("zsre", None, 621, 17, 0),
-    ("wikidata-counterfact", None, 519, 0, 0),
-    ("wikidata-recent", None, 866, 0, 0),
-    ("zsre-knowedit", None, 864, 33, 0),
-    ("zsre", "zsre/zsre_mend_eval_3k.json", 2306, 98, 0),
-    ("zsre", "zsre/zsre_mend_train_1k.json", 976, 21, 2),
-    ("wikidata-counterfact", "knowedit/wiki_counterfact/train_cf.json", 1421, 6, 0),
-    ("wikidata-recent", "knowedit/wiki_recent/recent_train.json", 570, 0, 0),
+    ("counterfact:full", 605, 0, 0),
+    ("counterfact:paraphrases", 962, 0, 0),
+    ("counterfact-flat:edit", 9418, 0, 0),
+    ("counterfact-flat:train", 9445, 0, 0),
+    ("counterfact-flat:val", 1809, 0, 0),
+    ("zsre:portability", 621, 17, 0),
+    ("zsre:eval", 2306, 98, 0),
+    ("zsre:train", 976, 21, 2),
+    ("zsre-knowedit:test", 864, 33, 0),
+    ("wikidata-recent:test", 866, 0, 0),
+    ("wikidata-recent:train", 570, 0, 0),
+    ("wikidata-counterfact:test", 519, 0, 0),
+    ("wikidata-counterfact:train", 1421, 6, 0),
+    ("wikibio:test", 306, 0, 0),
+    ("wikibio:train", 461, 0, 0),
+    ("mquake:hard", 363, 0, 0),
+    ("wikibigedit:3k", 2999, 0, 0),
+    ("qaedit:inter", 989, 0, 0),
 ]
 
 
 @needs_real
-@pytest.mark.parametrize(("name", "file", "accepted", "already_true", "no_target"), REAL_COUNTS)
+@pytest.mark.parametrize(("name", "accepted", "already_true", "no_target"), REAL_COUNTS)
 def test_real_counts_and_every_rejection_is_justified(
-    name: str, file: str | None, accepted: int, already_true: int, no_target: int, monkeypatch: pytest.MonkeyPatch
+    name: str, accepted: int, already_true: int, no_target: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(DATA_VARIABLE, str(REAL))
-    path = Path(str(REAL)) / file if file else None
-    loaded = load_editset(name, path)
+    loaded = load_editset(name)
     raw = json.loads(loaded.path.read_text(encoding="utf-8"))
     # read the raw record here, not through the loader: a wrong rejection must not confirm itself
-    empty = {i for i, r in enumerate(raw) if not _raw_target(r)}
-    noop = {i for i, r in enumerate(raw) if _raw_target(r) in _raw_truths(r)} - empty
+    empty = {i for i, r in enumerate(raw) if any(not target for target, _ in _raw_edits(r))}
+    noop = {i for i, r in enumerate(raw) if any(target in truths for target, truths in _raw_edits(r))} - empty
     assert {r.index for r in loaded.rejected} == noop | empty
+    assert loaded.n_records == len(raw) and loaded.notes == ()
+    assert len(loaded.requests) == sum(len(_raw_edits(r)) for i, r in enumerate(raw) if i not in noop | empty)
     _skip_other_revision(len(raw), accepted + already_true + no_target)
-    assert (len(loaded.requests), len(noop), len(empty)) == (accepted, already_true, no_target)
+    assert (loaded.n_loaded, len(noop), len(empty)) == (accepted, already_true, no_target)
 
 
-def _raw_target(record: dict[str, Any]) -> str:
+def test_every_local_file_of_every_set_is_counted() -> None:
+    assert [name for name, *_ in REAL_COUNTS] == [f"{name}:{split}" for name in names() for split in find(name).files]
+
+
+def _raw_edits(record: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """New target and true answers of each edit of a raw record, in lower case."""
     if "requested_rewrite" in record:
-        return record["requested_rewrite"]["target_new"]["str"].strip().lower()
-    return record["alt" if "alt" in record else "target_new"].strip().lower()
-
-
-def _raw_truths(record: dict[str, Any]) -> list[str]:
-    if "requested_rewrite" in record:
-        return [record["requested_rewrite"]["target_true"]["str"].strip().lower()]
-    truths = record.get("answers", record.get("ground_truth", []))
-    return [text.strip().lower() for text in ([truths] if isinstance(truths, str) else truths)]
+        facts = record["requested_rewrite"]
+        pairs = [
+            (x["target_new"]["str"], [x["target_true"]["str"]]) for x in (facts if isinstance(facts, list) else [facts])
+        ]
+    else:
+        key = next(k for k in ("alt", "labels", "target", "target_new") if k in record)
+        truths = next((record[k] for k in ("answers", "ground_truth", "target_true") if k in record), [])
+        pairs = [(record[key], [truths] if isinstance(truths, str) else truths)]
+    return [(target.strip().lower(), [text.strip().lower() for text in truths]) for target, truths in pairs]
 
 
 @needs_real
@@ -433,6 +502,11 @@ def _raw_truths(record: dict[str, Any]) -> list[str]:
             {"Relation_Specificity": 3648, "Forgetfulness": 564},
             {"Logical_Generalization": 516, "Reasoning": 6562, "Subject_Aliasing": 831},
         ),
+        ("counterfact-flat", 9418, {"neighborhood": 9418}, {"easyedit_rephrase": 9418}),
+        ("wikibio", 306, {"Relation_Specificity": 612}, {}),
+        ("mquake", 363, {}, {"multi_hop": 1089}),
+        ("wikibigedit", 2999, {"other_subject": 2999}, {}),
+        ("qaedit", 989, {"nq": 4945}, {}),
     ],
 )
 def test_real_probe_counts(
@@ -441,7 +515,7 @@ def test_real_probe_counts(
     monkeypatch.setenv(DATA_VARIABLE, str(REAL))
     loaded = load_editset(name)
     requests = loaded.requests
-    _skip_other_revision(len(requests) + len(loaded.rejected), records)
+    _skip_other_revision(loaded.n_records, records)
     assert _by_group([p for r in requests for p in r.locality]) == locality
     assert _by_group([p for r in requests for p in r.portability]) == portability
 

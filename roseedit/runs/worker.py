@@ -55,7 +55,8 @@ def work(folder: Path, index: int, count: int, cache: Path | None) -> None:
 
 
 def _leave_with_the_starter() -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 1):  # the raw descriptor: a buffered read would hold a lock that the interpreter's end needs
+        pass
     os._exit(1)
 
 

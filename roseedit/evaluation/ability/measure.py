@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
 
 from roseedit.editsets.places import data_file, data_folder
 from roseedit.errors import DataError, near_names, refusal
@@ -126,7 +131,7 @@ def _text_row(loaded: LoadedModel, text: str, tokens: int | None, progress: Prog
 
 def _choice_rows(loaded: LoadedModel, task: str, **options: Any) -> list[AbilityRow]:
     name = task.removeprefix(_THEIRS) if task.startswith(_THEIRS) else _OURS + task
-    with _quiet():
+    with _undisturbed():
         found = _evaluate(loaded, name, **options)
     rows = []
     for found_name, samples in found["samples"].items():
@@ -197,12 +202,20 @@ def _harness_model(loaded: LoadedModel, batch_size: int, name: str, progress: Pr
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The harness warns of what is meant to be so here (a model passed in, a set of our own)."""
+def _undisturbed() -> Iterator[None]:
+    """The harness warns of what is meant to be so here, draws a bar, asks git, and draws from the global generators."""
     logger = logging.getLogger("lm_eval")
-    before = logger.level
+    level, state = logger.level, random.getstate()
+    numpy_state = np.random.get_state()
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with (
+            mock.patch("lm_eval.api.task.tqdm", lambda items, **_: items),
+            mock.patch("lm_eval.evaluator.get_git_commit_hash", lambda: None),
+            torch.random.fork_rng(devices=[]),
+        ):
+            yield
     finally:
-        logger.setLevel(before)
+        logger.setLevel(level)
+        random.setstate(state)
+        np.random.set_state(numpy_state)

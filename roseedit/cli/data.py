@@ -75,13 +75,7 @@ def list_sets(as_json: AsJson = False) -> None:
     last = ""
     for line in lines:
         missing = line["where"] in ("missing", "unreadable")
-        where = (
-            f"[yellow]{line['where']}[/]: "
-            if missing
-            else ""
-            if line["where"] == "data folder"
-            else f"{line['where']}: "
-        )
+        where = f"[yellow]{line['where']}[/]: " if missing else ""
         count = "" if line["records"] is None else f"{line['records']:,}"
         table.add_row("" if line["name"] == last else line["name"], line["split"], count, where + escape(line["file"]))
         last = line["name"]

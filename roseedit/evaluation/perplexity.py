@@ -42,6 +42,7 @@ class Perplexity:
         context: Tokens in a window.
         stride: Tokens by which it moves.
         sha256: Checksum of the whole text.
+        by_window: Per window its negative log-likelihood and the tokens predicted in it.
     """
 
     value: float
@@ -54,6 +55,7 @@ class Perplexity:
     context: int
     stride: int
     sha256: str
+    by_window: tuple[tuple[float, int], ...]
 
 
 def wikitext(split: str = "test", folder: Path | None = None) -> str:
@@ -107,12 +109,12 @@ def perplexity(
     stride = max(1, context // 2) if stride is None else stride
     _check(context, stride, window)
     ids, covered = _encode(loaded, text, max_tokens)
-    nll = 0.0
+    found: list[tuple[float, int]] = []
     for batch in _batches(len(ids), context, stride, max(1, batch_tokens // context)):
-        nll += _window_nll(loaded, ids, batch)
+        found += _window_nll(loaded, ids, batch)
         if progress:
             progress(sum(end - first for _, first, end in batch))
-    return _result(nll, len(ids) - 1, text, covered, window=(context, stride))
+    return _result(found, text, covered, window=(context, stride))
 
 
 def windows(n: int, context: int, stride: int) -> list[tuple[int, int, int]]:
@@ -169,17 +171,20 @@ def _batches(n: int, context: int, stride: int, size: int) -> Iterator[list[tupl
         yield batch
 
 
-def _window_nll(loaded: LoadedModel, ids: Tensor, batch: list[tuple[int, int, int]]) -> float:
+def _window_nll(loaded: LoadedModel, ids: Tensor, batch: list[tuple[int, int, int]]) -> list[tuple[float, int]]:
     rows = torch.cat([torch.full((end - first,), i) for i, (_, first, end) in enumerate(batch)])
     columns = torch.cat([torch.arange(first - start - 1, end - start - 1) for start, first, end in batch])
     wanted = torch.cat([ids[first:end] for _, first, end in batch])
     inputs = torch.stack([ids[start:end] for start, _, end in batch])
     with head_at(loaded.model, rows.to(ids.device), columns.to(ids.device)):
         logits = run_body(loaded.model, inputs, torch.ones_like(inputs))[0].float()
-    return float(torch.nn.functional.cross_entropy(logits, wanted.to(logits.device), reduction="none").double().sum())
+    lost = torch.nn.functional.cross_entropy(logits, wanted.to(logits.device), reduction="none").double()
+    counts = [end - first for _, first, end in batch]
+    return [(float(part.sum()), count) for part, count in zip(lost.split(counts), counts, strict=True)]
 
 
-def _result(nll: float, n_tokens: int, text: str, covered: str, *, window: tuple[int, int]) -> Perplexity:
+def _result(found: list[tuple[float, int]], text: str, covered: str, *, window: tuple[int, int]) -> Perplexity:
+    nll, n_tokens = sum(x for x, _ in found), sum(n for _, n in found)
     n_words, n_bytes = max(1, len(covered.split())), len(covered.encode())
     return Perplexity(
         value=_exp(nll / n_tokens),
@@ -192,6 +197,7 @@ def _result(nll: float, n_tokens: int, text: str, covered: str, *, window: tuple
         context=window[0],
         stride=window[1],
         sha256=hashlib.sha256(text.encode()).hexdigest(),
+        by_window=tuple(found),
     )
 
 

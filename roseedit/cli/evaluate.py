@@ -50,8 +50,12 @@ def evaluate(  # noqa: PLR0917 - typer turns each into an option
     workers: Annotated[int, typer.Option(help="Processes (local) or actors (ray), one model each.", min=1)] = 1,
     address: Annotated[str | None, typer.Option(help="Ray cluster; left out: one on this machine.")] = None,
     ability: Annotated[
-        bool, typer.Option("--ability", help="Also general ability before and after (joint, sequential).")
+        bool, typer.Option("--ability", help="Also general ability before and after (joint, sequential), all tasks.")
     ] = False,
+    ability_task: Annotated[
+        list[str] | None, typer.Option(help="Only this task of ability, such as wikitext2. May be repeated.")
+    ] = None,
+    ability_limit: Annotated[int | None, typer.Option(help="Items per task of ability.", min=1)] = None,
     checkpoints: Annotated[int, typer.Option(help="Looks at all edits so far while a sequence grows.", min=0)] = 4,
     unit: Annotated[int | None, typer.Option(help="Edits made and measured side by side.", show_default="32")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads per process; part of what the run is.")] = None,
@@ -68,7 +72,8 @@ def evaluate(  # noqa: PLR0917 - typer turns each into an option
         unit=unit,
         threads=threads,
         checkpoints=checkpoints,
-        ability=ability,
+        ability=_tasks(ability, ability_task),
+        ability_limit=ability_limit,
         workers=workers,
         shard=_shard(shard),
         address=address,
@@ -96,6 +101,14 @@ def _speaks() -> bool:
     import os
 
     return os.environ.get("RANK", "0") == "0"
+
+
+def _tasks(everything: bool, named: list[str] | None) -> tuple[str, ...]:
+    if named or not everything:
+        return tuple(named or ())
+    from roseedit.evaluation.ability import known_tasks
+
+    return known_tasks()
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -83,7 +83,7 @@ def summarise_run(
     keys: Sequence[str],
     *,
     rejected: Sequence[Mapping[str, Any]] = (),
-    ability: Mapping[str, Any] | None = None,
+    ability: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Sum a run up.
 
@@ -98,14 +98,14 @@ def summarise_run(
     """
     stages = set(rows["stage"])
     final = next(stage for stage in FINAL if stage in stages)
-    last = rows[rows["stage"] == final]
+    last = rows[(rows["stage"] == final) | (rows["kind"] == "edit")]
     out: dict[str, Any] = {"stage": final, "figures": _figures(last, keys), "rejected": [dict(r) for r in rejected]}
     out["counts"] = {"edits": len(keys), "rejected": len(rejected), "failed": _failed(rows)}
     if "right_after" in stages:
         out["right_after"] = _figures(rows[rows["stage"] == "right_after"], keys)
         out["curves"] = _curves(rows, keys)
     if ability is not None:
-        out["ability"] = dict(ability)
+        out["ability"] = [dict(change) for change in ability]
     return out
 
 
@@ -161,7 +161,7 @@ def _line(figure: Figure, own: pandas.DataFrame, keys: Sequence[str], group: str
         else:
             everyone = keys if set(edits) <= set(keys) else set(edits)
             s = summarise(values, edits, all_edits=everyone, clusters=shared)
-            line[side] = _side(s.mean, s.low, s.high, s.n)
+            line[side] = _side(s.mean, *_known(s.low, s.high, shared), s.n)
             line |= {"missing_edits": s.missing_edits, "missing_probes": s.missing_probes}
     return line
 
@@ -176,6 +176,11 @@ def _clusters(figure: Figure, own: pandas.DataFrame) -> list[str] | None:
         return None
     first = own.drop_duplicates("edit")["prompt"]
     return own["prompt"].tolist() if first.duplicated().any() else None
+
+
+def _known(low: float, high: float, clusters: Sequence[str] | None) -> tuple[float, float]:
+    """Resampling a single question tells nothing: no interval then."""
+    return (math.nan, math.nan) if clusters is not None and len(set(clusters)) < 2 else (low, high)
 
 
 def _side(mean: float, low: float, high: float, n: int) -> dict[str, Any]:

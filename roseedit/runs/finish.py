@@ -72,7 +72,7 @@ def write_final(layout: Layout, identity: Mapping[str, Any], keys: Sequence[str]
     try:
         rows = ordered(joined(pieces(layout, range(n_units))).to_pandas(), keys)
         rejected = read_json(layout.requests)["rejected"]
-        ability = read_json(layout.ability) if layout.ability.exists() else None
+        ability = read_json(layout.ability)["changes"] if layout.ability.exists() else None
         summary = summarise_run(rows, keys, rejected=rejected, ability=ability)
         write_atomic(layout.summary, as_json(summary))
         write_atomic(layout.table, run_table(identity, summary).encode())

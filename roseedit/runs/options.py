@@ -63,7 +63,8 @@ class RunOptions:
         unit: Edits that are made and measured side by side; None: 32, or what the directory says.
         threads: Processor threads of every process; None: what the directory says, or an even share.
         checkpoints: Looks at all edits so far, before the end of a sequence.
-        ability: Also measure general ability with all edits live.
+        ability: Tasks of general ability, measured with all edits live.
+        ability_limit: Items per task.
         launcher: Who starts the processes.
         workers: Processes (local), actors (ray).
         shard: (which, of how many); only these units are done.
@@ -76,7 +77,8 @@ class RunOptions:
     unit: int | None = None
     threads: int | None = None
     checkpoints: int = CHECKPOINTS
-    ability: bool = False
+    ability: tuple[str, ...] = ()
+    ability_limit: int | None = None
     launcher: Launcher = "local"
     workers: int = 1
     shard: tuple[int, int] = (0, 1)
@@ -110,6 +112,17 @@ class RunOptions:
             got = f"shard {self.shard[0]} of {self.shard[1]}"
             raise RunError(refusal(got, "i/n with 0 <= i < n", "The first of three is 0/3."))
         self._check_together()
+
+    def check_data(self) -> None:
+        """Refuse ability tasks that cannot be run.
+
+        Raises:
+            DataError: An unknown task, or its file or package is missing.
+        """
+        if self.ability:
+            from roseedit.evaluation.ability.measure import check_tasks
+
+            check_tasks(self.ability)
 
     def _check_together(self) -> None:
         split = self.shard[1] > 1

@@ -12,7 +12,7 @@ from roseedit.errors import RunError, refusal
 from roseedit.hparams import Hparams
 from roseedit.progress import bar
 from roseedit.runs import local
-from roseedit.runs.ability import measure_ability
+from roseedit.runs.ability import write_ability
 from roseedit.runs.chain import ChainRunner
 from roseedit.runs.files import Layout
 from roseedit.runs.finish import missing_units, write_final, write_shard
@@ -44,6 +44,7 @@ def evaluate(
     layout = Layout(out)
     options = options or RunOptions()
     options.check()
+    options.check_data()
     options = adopted(options, layout)
     settings = prepared(hparams, seed, options.unit or 1)
     if options.launcher == "ray":
@@ -66,12 +67,13 @@ def _chain(run: Run, editor: Editor, options: RunOptions) -> bool:
     layout = run.layout
     with _alone(layout):
         runner = ChainRunner(editor, run, options.cache_folder)
-        unmeasured = options.ability and not layout.ability.exists()
+        unmeasured = bool(options.ability) and not layout.ability.exists()
         if unmeasured or missing_units(layout, len(run.units)) or not runner.complete:
             with bar(len(run.items), "editing", options.show_progress) as progress:
                 runner.run(progress)
             if unmeasured:
-                measure_ability(editor.loaded, layout)
+                tasks, limit = options.ability, options.ability_limit
+                write_ability(editor.loaded, layout, tasks, limit, show_progress=options.show_progress)
         write_shard(layout, range(len(run.units)), 0, 1)
         write_final(layout, run.identity, run.keys, len(run.units))
     return True

@@ -131,7 +131,7 @@ def start(hparams: Hparams, data: Data, layout: Layout, options: RunOptions, fac
         "decode": decode_settings(),
         "plan": {"unit": options.unit, "threads": options.threads},
         "checkpoints": options.checkpoints if options.mode == "sequential" else 0,
-        "ability": options.ability,
+        "ability": {"tasks": list(options.ability), "limit": options.ability_limit if options.ability else None},
         "versions": dict(facts.versions),
     }
     open_run(layout, identity, packed)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toys import Toy, data_of, environment, requests_of
+from toys import SlowWorker, Toy, data_of, environment, requests_of
 
 from roseedit.errors import RunError
 from roseedit.methods import read_hparams
-from roseedit.runs import RunOptions, evaluate
+from roseedit.runs import RunOptions, evaluate, rayed
 from roseedit.runs.files import Layout
 from roseedit.runs.units import items_of, own_units, plan_units
 
@@ -84,13 +84,14 @@ def test_torchrun_without_torchrun(toy: Toy, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     """Two nodes with room for one worker each, beside a head without room."""
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    monkeypatch.setenv("ROSEEDIT_TEST_BUSY", str(tmp_path / "busy"))
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     made.nodes_to_lose = [made.add_node(num_cpus=1), made.add_node(num_cpus=1)]
     try:
@@ -102,15 +103,21 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.mark.timeout(300)
 def test_ray_with_two_nodes_of_which_one_is_killed(
-    toy: Toy, final: Final, tmp_path: Path, cluster: Any, caplog: pytest.LogCaptureFixture
+    toy: Toy,
+    final: Final,
+    tmp_path: Path,
+    cluster: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    n = 150
+    n = 48
     assert toy.run(tmp_path / "whole", n)
-    out = tmp_path / "run"
-    units = Layout(out).units
+    out, busy = tmp_path / "run", tmp_path / "busy"
+    busy.mkdir()
+    monkeypatch.setattr(rayed, "RemoteWorker", SlowWorker)
 
     def kill() -> None:
-        while len(list(units.glob("unit-*.parquet"))) < 2:
+        while len(list(busy.iterdir())) < 2:  # both workers are in the middle of a unit
             time.sleep(0.02)
         cluster.remove_node(cluster.nodes_to_lose[1], allow_graceful=False)
 
@@ -137,7 +144,7 @@ TOGETHER = {
     "sequential shards": ({"mode": "sequential", "shard": (0, 2)}, "mode sequential in several processes"),
     "joint on ray": ({"mode": "joint", "launcher": "ray"}, "mode joint in several processes"),
     "shards of workers": ({"workers": 2, "shard": (0, 2)}, "--shard with a launcher"),
-    "ability of nothing live": ({"ability": True}, "--ability with independent edits"),
+    "ability of nothing live": ({"ability": ("wikitext2",)}, "--ability with independent edits"),
     "shard beyond the last": ({"shard": (2, 2)}, "shard 2 of 2"),
     "no worker": ({"workers": 0}, "workers 0"),
     "unknown mode": ({"mode": "parallel"}, "mode 'parallel'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from roseedit.methods import read_hparams
 from roseedit.requests import EditRequest, Probe
 from roseedit.runs import Data, RunOptions, evaluate
+from roseedit.runs.rayed import RemoteWorker
+from roseedit.runs.work import Done
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACES = ("Oslo", "Bergen", "Cork", "Turin", "Lyon", "Ghent", "Delft", "Porto", "Basel", "Graz", "Malmo", "Split")
@@ -85,3 +88,12 @@ def environment(**changes: str) -> dict[str, str]:
     """For processes of these tests."""
     own = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'runs'}", "OMP_NUM_THREADS": "1", **changes}
     return {**os.environ, **own, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
+
+class SlowWorker(RemoteWorker):
+    """A Ray worker that takes its time and leaves a mark when it begins, so that a test can kill it in the middle."""
+
+    def do(self, unit: tuple[int, ...]) -> Done:
+        (Path(os.environ["ROSEEDIT_TEST_BUSY"]) / str(os.getpid())).touch()
+        time.sleep(0.7)
+        return super().do(unit)

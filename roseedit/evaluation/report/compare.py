@@ -83,14 +83,15 @@ def _in_order(found: Sequence[Mapping[str, Any]]) -> list[str]:
 def _line(like: Mapping[str, Any], lines: Sequence[Mapping[str, Any] | None]) -> Line:
     direction = str(like["direction"])
     sides = [None if line is None else line["after"] for line in lines]
-    top = _top([s["mean"] for s in sides if s is not None and s["mean"] is not None], direction)
+    means = [s["mean"] for s in sides if s is not None and s["mean"] is not None]
+    top = _top(means, direction) if max(means, default=0) - min(means, default=0) > TIE else None
     cells: list[Cell | None] = []
     for side, line in zip(sides, lines, strict=True):
         if side is None or line is None:
             cells.append(None)
             continue
         best = top is not None and side["mean"] is not None and abs(side["mean"] - top) <= TIE
-        cells.append(Cell(side, line["before"]["mean"], best and len(lines) > 1))
+        cells.append(Cell(side, line["before"]["mean"], best))
     return Line(like["name"], like["label"], like["section"], direction, tuple(cells))
 
 

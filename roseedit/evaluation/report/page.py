@@ -59,6 +59,8 @@ def _body(runs: Sequence[RunRecord], title: str, most: int) -> Iterator[str]:
     yield "".join(f'<p class="note">{escape(text)}</p>' for text in differences(runs))
     yield f'<section id="figures"><h2>Figures</h2>{_table(runs)}</section>'
     yield f'<section id="plots"><h2>Plots</h2><div class="plots">{"".join(_plots(runs))}</div></section>'
+    ability = _ability(runs)
+    yield f'<section id="ability"><h2>General ability</h2>{ability}</section>' if ability else ""
     yield f'<section id="edits"><h2>Edits, one by one</h2>{_browser(runs, most)}</section>'
     yield f'<section id="cost"><h2>Cost</h2>{_cost(runs)}</section>'
     yield f'<section id="origin"><h2>What was run</h2>{_identities(runs)}</section></main>'
@@ -104,8 +106,22 @@ def _cell(cell: Cell | None) -> str:
     mean = number(cell.side["mean"])
     shown = f"<b>{mean}</b>" if cell.best else mean
     known = "" if cell.side["low"] is None else f"<small>{interval(cell.side)}</small>"
-    before = "" if cell.before is None else f'<small class="before">before {number(cell.before)}</small>'
-    return f'<span class="mean">{shown}</span> {known} <small>n {cell.side["n"]}</small> {before}'
+    before = "" if cell.before is None else f"before {number(cell.before)}, "
+    return f'<span class="mean">{shown}</span> {known}<small class="under">{before}n {cell.side["n"]}</small>'
+
+
+def _ability(runs: Sequence[RunRecord]) -> str:
+    out = []
+    for name, run in _named(runs):
+        for x in run.summary.get("ability", []):
+            cells = "".join(f"<td>{number(x[key])}</td>" for key in ("before", "after", "change"))
+            task = escape(f"{name}: {x['task']}, {x['metric']}")
+            out.append(f'<tr><th scope="row">{task}</th>{cells}<td>{interval(x)}</td><td>{x["n"]}</td></tr>')
+    if not out:
+        return ""
+    heads = ("task", "before", "after", "change", "95 % interval", "n")
+    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(out)}</tbody></table></div>'
 
 
 def _plots(runs: Sequence[RunRecord]) -> Iterator[str]:

@@ -119,7 +119,7 @@ def by_group(runs: Sequence[RunRecord], figure: str = "portability") -> str | No
         axes.set_yticks(range(len(groups)), [group.replace("_", " ") for group in groups])
         axes.invert_yaxis()
         axes.set_xlim(0, 1.02)
-        axes.set_xlabel(f"{figure}: share of prompts answered as they should be")
+        axes.set_xlabel("share of answers unchanged" if figure == "locality" else "share of prompts answered right")
         if len(runs) > 1:
             axes.legend(frameon=False, loc="best")
 

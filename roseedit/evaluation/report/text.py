@@ -23,8 +23,8 @@ def number(value: float | None) -> str:
     if value is None:
         return "-"
     if abs(value) >= 1000:
-        return f"{value:.3g}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+        return f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.2g}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value + 0.0:.3f}".replace("-0.000", "0.000")
 
 
 def interval(side: Mapping[str, Any]) -> str:
@@ -75,9 +75,11 @@ def _blocks(identity: Mapping[str, Any], summary: Mapping[str, Any]) -> Iterator
         yield "\n## What is left at the end\n\n| figure | right after the edit | at the end |\n| --- | ---: | ---: |"
         yield from _left(summary)
     if "ability" in summary:
-        yield "\n## General ability\n\n| figure | before | after |\n| --- | ---: | ---: |"
-        for name, (before, after) in sorted(summary["ability"].items()):
-            yield f"| {escaped(name)} | {number(before)} | {number(after)} |"
+        yield "\n## General ability\n\n| task | before | after | change | 95 % interval | n |"
+        yield "| --- | ---: | ---: | ---: | :---: | ---: |"
+        for x in summary["ability"]:
+            figures = " | ".join(number(x[key]) for key in ("before", "after", "change"))
+            yield f"| {escaped(x['task'])}, {x['metric']} | {figures} | {interval(x)} | {x['n']} |"
     yield "\n## Left out\n" if summary["rejected"] else ""
     yield from (f"- {escaped(r['reason'])}" for r in summary["rejected"])
     yield f"\n{_origin(identity)}"

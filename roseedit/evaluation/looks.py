@@ -15,6 +15,17 @@ NEIGHBOURS = "neighborhood"
 
 
 @dataclass(frozen=True)
+class RunQuestion(Question):
+    """A question that still knows which alias belongs to which answer.
+
+    Attributes:
+        answers: One tuple of aliases per answer.
+    """
+
+    answers: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True)
 class Look(Reading):
     """A reading with one more score.
 
@@ -25,7 +36,7 @@ class Look(Reading):
     easyedit: PairScore | None = None
 
 
-def run_questions(requests: Sequence[EditRequest]) -> list[Question]:
+def run_questions(requests: Sequence[EditRequest]) -> list[RunQuestion]:
     """All questions of a run. Neighbours are also asked for the new answer, which they must not prefer (NS).
 
     Args:
@@ -34,9 +45,18 @@ def run_questions(requests: Sequence[EditRequest]) -> list[Question]:
     Returns:
         As `table.questions`; on neighbours `old` is the request's new target.
     """
-    asked = questions(requests)
-    new = [requests[q.request].target_new if _is_neighbour(q) else q.old for q in asked]
-    return [replace(q, old=other) for q, other in zip(asked, new, strict=True)]
+    answers = [own for r in requests for own in _answers(r)]
+    out = []
+    for q, own in zip(questions(requests), answers, strict=True):
+        other = requests[q.request].target_new if _is_neighbour(q) else q.old
+        out.append(RunQuestion(q.request, q.kind, q.group, q.prompt, q.accepted, other, own))
+    return out
+
+
+def _answers(r: EditRequest) -> list[tuple[tuple[str, ...], ...]]:
+    """Alias lists in the order of `table.questions`."""
+    asked = [(r.accepted,)] * (1 + len(r.rephrase))
+    return [*asked, *(p.answers for p in (*r.locality, *r.portability))]
 
 
 def _is_neighbour(q: Question) -> bool:

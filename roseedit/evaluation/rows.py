@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 from roseedit.evaluation.easyedit import easyedit_accuracy, easyedit_locality
 from roseedit.evaluation.generation import Generated
-from roseedit.evaluation.looks import Look
+from roseedit.evaluation.looks import Look, RunQuestion
 from roseedit.evaluation.metrics import (
     contains_answer,
     exact_match,
+    exact_match_every,
     kl_divergence,
     prefix_agreement,
     starts_with_answer,
     unchanged,
 )
 from roseedit.evaluation.preference import magnitude, prefers, target_perplexity
-from roseedit.evaluation.table import Question
 
 if TYPE_CHECKING:
     import pandas
@@ -46,7 +46,7 @@ def schema() -> pyarrow.Schema:
 
 def long_rows(
     keys: Sequence[str],
-    asked: Sequence[Question],
+    asked: Sequence[RunQuestion],
     before: Sequence[Look],
     after: Sequence[Look],
     *,
@@ -85,7 +85,7 @@ def _said(reading: Look) -> str:
     return reading.said.text.strip() + ("" if reading.said.natural else " …")
 
 
-def probe_metrics(q: Question, b: Look, a: Look) -> dict[str, Values]:
+def probe_metrics(q: RunQuestion, b: Look, a: Look) -> dict[str, Values]:
     """All metrics that one question allows.
 
     Args:
@@ -100,6 +100,13 @@ def probe_metrics(q: Question, b: Look, a: Look) -> dict[str, Values]:
     if q.accepted:
         for name, hit in _ANSWERED.items():
             out[name] = float(hit(b.said, q.accepted)), float(hit(a.said, q.accepted))
+    if len(q.answers) > 1:
+        out["exact_match_every"] = (
+            float(exact_match_every(b.said, q.answers)),
+            float(exact_match_every(a.said, q.answers)),
+        )
+    elif q.accepted:
+        out["exact_match_every"] = out["exact_match"]
     if b.reference and a.reference:
         out["p_answer"] = math.exp(b.reference.logprob), math.exp(a.reference.logprob)
         out["target_ppl"] = target_perplexity(b.reference), target_perplexity(a.reference)

@@ -58,6 +58,7 @@ FIGURES = (
     Figure("reliability_contains", "reliability, contains the answer", _B, "prompt", "contains"),
     Figure("generality_starts", "generality, starts with the answer", _B, "rephrase", "starts_with"),
     Figure("portability_starts", "portability, starts with an answer", _B, "portability", "starts_with"),
+    Figure("portability_every", "portability, every answer named", _B, "portability", "exact_match_every"),
     Figure("locality_prefix", "locality, shared leading words", _B, "locality", "prefix_agreement"),
     Figure("locality_correct", "locality, right answer (generated)", _B, "locality", "exact_match"),
     Figure("locality_starts", "locality, starts with the right answer", _B, "locality", "starts_with"),
@@ -83,6 +84,7 @@ def summarise_run(
     keys: Sequence[str],
     *,
     rejected: Sequence[Mapping[str, Any]] = (),
+    notes: Sequence[Mapping[str, Any]] = (),
     ability: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Sum a run up.
@@ -91,6 +93,7 @@ def summarise_run(
         rows: The long form, all stages.
         keys: Names of the edits, in the data's order.
         rejected: Records that were left out, with reasons.
+        notes: What was left out of records that were taken.
         ability: General ability before and after, where it was measured.
 
     Returns:
@@ -100,6 +103,7 @@ def summarise_run(
     final = next(stage for stage in FINAL if stage in stages)
     last = rows[(rows["stage"] == final) | (rows["kind"] == "edit")]
     out: dict[str, Any] = {"stage": final, "figures": _figures(last, keys), "rejected": [dict(r) for r in rejected]}
+    out["notes"] = [dict(note) for note in notes]
     out["counts"] = {"edits": len(keys), "rejected": len(rejected), "failed": _failed(rows)}
     if "right_after" in stages:
         out["right_after"] = _figures(rows[rows["stage"] == "right_after"], keys)

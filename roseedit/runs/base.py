@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,15 +78,27 @@ class BaseScores:
         Returns:
             One reading per question.
         """
+        found = self.kept(asked)
+        with unedited(self.loaded):
+            return with_following(self.loaded, asked, found)
+
+    def kept(self, asked: Sequence[Question]) -> list[Look]:
+        """As `of`, without next-token distributions.
+
+        Args:
+            asked: The questions.
+
+        Returns:
+            One look per question.
+        """
         key = as_json({**self.where, "questions": [asdict(q) for q in asked]})
         path = self.folder / f"{hashlib.sha256(key).hexdigest()}.json"
-        with unedited(self.loaded):
-            found = _read(path, len(asked))
-            if found is None:
-                found = look(self.loaded, asked)
-                write_atomic(path, _packed(found))
-                return found
-            return with_following(self.loaded, asked, found)
+        found = _read(path, len(asked))
+        if found is None:
+            with unedited(self.loaded):
+                found = [replace(seen, following=None) for seen in look(self.loaded, asked)]
+            write_atomic(path, _packed(found))
+        return found
 
 
 def _packed(found: Sequence[Look]) -> bytes:

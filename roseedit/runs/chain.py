@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from roseedit.editor import Editor
 from roseedit.edits.files import load_edit
 from roseedit.errors import DeltaError
-from roseedit.evaluation.looks import look, run_questions
+from roseedit.evaluation.looks import Look, look, run_questions, with_following
 from roseedit.evaluation.rows import long_rows, rows_to_parquet
 from roseedit.evaluation.table import Question
 from roseedit.methods import MadeDelta
-from roseedit.runs.base import BaseScores
+from roseedit.runs.base import BaseScores, unedited
 from roseedit.runs.cost import Meter
 from roseedit.runs.files import Layout, as_json, sync_folder, write_atomic
 from roseedit.runs.start import Run
@@ -37,6 +38,8 @@ class ChainRunner:
         self.editor, self.items, self.units, self.layout = editor, run.items, run.units, run.layout
         self.mode = str(run.identity["mode"])
         self.base = BaseScores(editor.loaded, run.identity, cache)
+        self.unit_of = {i: n for n, unit in enumerate(run.units) for i in unit}
+        self._unit_looks: dict[int, dict[int, list[Look]]] = {}
         self.marks = checkpoint_marks(len(run.items), int(run.identity["checkpoints"]))
 
     @property
@@ -120,7 +123,7 @@ class ChainRunner:
     def _right_after(self, number: int, item: Item, meter: Meter) -> Done:
         asked = run_questions([item.request])
         with meter.of("base_s"):
-            before = self.base.of(asked)
+            before = self._before([number], asked)
         with meter.of("score_s"):
             after = look(self.editor.loaded, asked)
         live = number + 1
@@ -133,15 +136,36 @@ class ChainRunner:
     def _measure(self, which: Sequence[int], stage: str, live: int, *, prompts: bool = False) -> Done:
         """Look at some edits while `live` are live; `prompts` asks the edit prompts only."""
         items = [self.items[i] for i in which]
-        asked: list[Question] = run_questions([item.request for item in items])
+        asked = run_questions([item.request for item in items])
         asked = [q for q in asked if q.kind == "prompt"] if prompts else asked
         meter = Meter(0, len(asked))
         with meter.of("base_s"):
-            before = self.base.of(asked)
+            before = self._before(which, asked)
         with meter.of("score_s"):
             after = look(self.editor.loaded, asked)
         rows = long_rows([item.key for item in items], asked, before, after, stage=stage, live=live)
         return Done(rows_to_parquet(rows), meter.figures())
+
+    def _before(self, which: Sequence[int], asked: Sequence[Question]) -> list[Look]:
+        """The base model's looks, taken unit by unit once, however often an edit is looked at.
+
+        An edit's questions begin with its prompt, so asking fewer of them takes from the front.
+        """
+        numbers = Counter(q.request for q in asked)
+        found = [x for place, i in enumerate(which) for x in self._base_of(i)[: numbers[place]]]
+        with unedited(self.editor.loaded):
+            return with_following(self.editor.loaded, asked, found)
+
+    def _base_of(self, i: int) -> list[Look]:
+        number = self.unit_of[i]
+        if number not in self._unit_looks:
+            unit = self.units[number]
+            asked = run_questions([self.items[j].request for j in unit])
+            by_item: dict[int, list[Look]] = {j: [] for j in unit}
+            for q, seen in zip(asked, self.base.kept(asked), strict=True):
+                by_item[unit[q.request]].append(seen)
+            self._unit_looks[number] = by_item
+        return self._unit_looks[number][i]
 
     def _keep(self, path: Path, done: Done) -> None:
         keep(self.layout, path, done)

@@ -53,6 +53,22 @@ def write_shard(layout: Layout, units: Sequence[int], index: int, count: int) ->
     write_atomic(layout.shard(index, count), buffer.getvalue())
 
 
+def settle_shards(layout: Layout, n_units: int, count: int) -> None:
+    """Leave each row in exactly one file, also where a run was begun with another number of shards.
+
+    Args:
+        layout: The directory of a run whose units are all there.
+        n_units: Its units.
+        count: Shards of the process that finishes it.
+    """
+    wanted = {layout.shard(index, count) for index in range(min(count, n_units))}
+    if not all(path.exists() for path in wanted):
+        write_shard(layout, range(n_units), 0, 1)
+        wanted = {layout.shard(0, 1)}
+    for path in set(layout.rows.glob("*.parquet")) - wanted:
+        path.unlink(missing_ok=True)
+
+
 def missing_units(layout: Layout, count: int) -> list[int]:
     """Units that are not finished."""
     return [n for n in range(count) if not layout.unit(n).exists()]
@@ -71,9 +87,9 @@ def write_final(layout: Layout, identity: Mapping[str, Any], keys: Sequence[str]
     torch.set_num_threads(1)  # sums must not depend on who happens to finish the run
     try:
         rows = ordered(joined(pieces(layout, range(n_units))).to_pandas(), keys)
-        rejected = read_json(layout.requests)["rejected"]
+        own = read_json(layout.requests)
         ability = read_json(layout.ability)["changes"] if layout.ability.exists() else None
-        summary = summarise_run(rows, keys, rejected=rejected, ability=ability)
+        summary = summarise_run(rows, keys, rejected=own["rejected"], notes=own["notes"], ability=ability)
         write_atomic(layout.summary, as_json(summary))
         write_atomic(layout.table, run_table(identity, summary).encode())
     finally:

@@ -73,17 +73,19 @@ def decode_settings() -> dict[str, Any]:
     }
 
 
-def pack_requests(requests: Sequence[EditRequest], rejected: Sequence[Mapping[str, Any]]) -> bytes:
+def pack_requests(requests: Sequence[EditRequest], rejected: Sequence[str], notes: Sequence[str]) -> bytes:
     """The run's own copy of its data, so that a worker or a report needs the directory alone.
 
     Args:
         requests: The edits.
-        rejected: What was left out, with reasons.
+        rejected: Why further records were left out.
+        notes: What was left out of records that are among them.
 
     Returns:
         The bytes of `requests.json`.
     """
-    return as_json({"requests": [request_as_mapping(r) for r in requests], "rejected": [dict(r) for r in rejected]})
+    listed = {"rejected": [{"reason": r} for r in rejected], "notes": [{"reason": r} for r in notes]}
+    return as_json({"requests": [request_as_mapping(r) for r in requests], **listed})
 
 
 def read_requests(layout: Layout, identity: Mapping[str, Any]) -> list[EditRequest]:

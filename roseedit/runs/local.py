@@ -14,7 +14,7 @@ from roseedit.editor import Editor
 from roseedit.errors import RunError, refusal
 from roseedit.progress import bar
 from roseedit.runs.chain import keep
-from roseedit.runs.finish import missing_units, write_final, write_shard
+from roseedit.runs.finish import missing_units, settle_shards, write_final, write_shard
 from roseedit.runs.options import RunOptions
 from roseedit.runs.start import Run
 from roseedit.runs.units import own_units
@@ -96,6 +96,7 @@ def finish(run: Run, index: int, count: int) -> bool:
     write_shard(run.layout, own_units(len(run.units), index, count), index, count)
     if missing_units(run.layout, len(run.units)):
         return False
+    settle_shards(run.layout, len(run.units), count)
     write_final(run.layout, run.identity, run.keys, len(run.units))
     return True
 

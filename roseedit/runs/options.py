@@ -31,6 +31,7 @@ class Data:
         requests: The edits, in the file's order.
         rejected: Reasons why further records are not among them.
         limit: How many records of the file were looked at; None for all.
+        notes: What was left out of records that are among them.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Data:
     requests: tuple[EditRequest, ...]
     rejected: tuple[str, ...] = ()
     limit: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def data_of(editset: LoadedEditset, limit: int | None = None) -> Data:
@@ -51,7 +53,10 @@ def data_of(editset: LoadedEditset, limit: int | None = None) -> Data:
         Data for `evaluate`.
     """
     reasons = tuple(rejected.reason for rejected in editset.rejected)
-    return Data(editset.name, editset.sha256, editset.requests, reasons, limit)
+    notes = tuple(f"record {note.index}: {note.note}" for note in editset.notes)
+    # a score on the sample or on a file of one's own must not pass for one on the published set
+    split = "sample" if editset.origin == "sample" else editset.split
+    return Data(f"{editset.name}:{split}", editset.sha256, editset.requests, reasons, limit, notes)
 
 
 @dataclass(frozen=True)

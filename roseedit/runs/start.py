@@ -112,8 +112,8 @@ def start(hparams: Hparams, data: Data, layout: Layout, options: RunOptions, fac
     if not requests:
         reason = next(iter(refused.values()), "the set is empty")
         raise RunError(refusal(f"no edit that can be made ({reason})", "one or more", "Check the data."))
-    rejected = [{"reason": reason} for reason in (*data.rejected, *(refused[i] for i in sorted(refused)))]
-    packed = pack_requests(requests, rejected)
+    rejected = [*data.rejected, *(refused[i] for i in sorted(refused))]
+    packed = pack_requests(requests, rejected, data.notes)
     identity = {
         "format": FORMAT,
         "hparams": as_mapping(hparams),

@@ -35,6 +35,8 @@ def main() -> None:
     except RoseEditError as error:
         sys.stderr.write(f"error: worker {index} of {count}: {' '.join(str(error).split())}\n")
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def work(folder: Path, index: int, count: int, cache: Path | None) -> None:

@@ -151,7 +151,11 @@ def record_of(name: str, reliability: float, kl: float, **identity: Any) -> RunR
         own = {"name": figure, "label": f"{figure} | x", "section": "headline", "direction": direction}
         return own | {"before": {**side, "mean": 0.0}, "after": side}
 
-    summary = {"figures": [line("reliability", "up", reliability), line("kl", "down", kl)], "stage": "alone"}
+    summary = {
+        "figures": [line("reliability", "up", reliability), line("kl", "down", kl)],
+        "stage": "alone",
+        "notes": [],
+    }
     known = {"hparams": {"method": "M"}, "base": {}, "data": {"name": "d"}, "mode": "independent", "limit": None}
     return RunRecord(name, {**known, "decode": {}, "versions": {}, **identity}, summary, {}, pd.DataFrame(), ())
 
@@ -164,7 +168,8 @@ def test_the_best_of_several_is_marked_by_direction() -> None:
     assert "| reliability \\| x ↑ | **0.900** (0.800 - 1.000), n 5 | 0.800" in text
     assert "| kl \\| x ↓ |" in text
     rows = list(csv.DictReader(io.StringIO(as_csv(runs))))
-    assert [(r["run"], r["figure"], r["best"]) for r in rows[:2]] == [
+    firsts = [(r["run"], r["figure"], r["best"]) for r in rows[:2]]
+    assert firsts == [
         ("x", "reliability", "1"),
         ("y", "reliability", "0"),
     ]

@@ -56,7 +56,7 @@ def requests_of(n: int) -> tuple[EditRequest, ...]:
 
 def data_of(n: int) -> Data:
     """The same as `evaluate` takes them."""
-    return Data("toy", "0" * 64, requests_of(n), ("toy:99: no subject",))
+    return Data("toy", "0" * 64, requests_of(n), ("toy:99: no subject",), notes=("record 3: a probe | left out",))
 
 
 @dataclass(frozen=True)

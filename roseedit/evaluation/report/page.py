@@ -186,6 +186,8 @@ def _identities(runs: Sequence[RunRecord]) -> str:
     for name, run in _named(runs):
         left_out = "".join(f"<li>{escape(r['reason'])}</li>" for r in run.summary["rejected"])
         listed = f"<h3>Records left out</h3><ul>{left_out}</ul>" if left_out else ""
+        notes = "".join(f"<li>{escape(r['reason'])}</li>" for r in run.summary["notes"])
+        listed += f"<h3>Records taken with something left out</h3><ul>{notes}</ul>" if notes else ""
         text = escape(json.dumps(run.identity, indent=1, sort_keys=True, ensure_ascii=False))
         out.append(f"<details><summary>{escape(name)}</summary><pre>{text}</pre>{listed}</details>")
     return "".join(out)

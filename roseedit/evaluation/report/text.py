@@ -82,6 +82,8 @@ def _blocks(identity: Mapping[str, Any], summary: Mapping[str, Any]) -> Iterator
             yield f"| {escaped(x['task'])}, {x['metric']} | {figures} | {interval(x)} | {x['n']} |"
     yield "\n## Left out\n" if summary["rejected"] else ""
     yield from (f"- {escaped(r['reason'])}" for r in summary["rejected"])
+    yield "\n## Taken with something left out\n" if summary["notes"] else ""
+    yield from (f"- {escaped(r['reason'])}" for r in summary["notes"])
     yield f"\n{_origin(identity)}"
 
 

@@ -45,8 +45,9 @@ class Editor:
         loaded: The model.
         hparams: Settings of an editing method.
         show_progress: Draw progress bars on a terminal.
-        ledger: Folder of a ledger, made if it is not there. Edits that are applied in it are put on the model, and
-            everything done from now on is entered; `close` (or the end of a `with` block) lets go of it.
+        ledger: Folder of a ledger, made if it is not there, or a ledger open for writing. Edits that are applied in it
+            are put on the model, and everything done from now on is entered; `close` (or the end of a `with` block)
+            lets go of it.
 
     Raises:
         LedgerError: The ledger cannot be used; `LedgerBusyError` when somebody else writes to it.
@@ -59,16 +60,16 @@ class Editor:
         hparams: Hparams,
         *,
         show_progress: bool = True,
-        ledger: str | Path | None = None,
+        ledger: str | Path | Ledger | None = None,
     ) -> None:
         self.loaded = loaded
         self.hparams = hparams
         self.show_progress = show_progress
-        self._method = find_method(hparams.method)
-        self._method.check(loaded, hparams)
-        self._gate = HealthGate(loaded, hparams.health) if hparams.health else None
-        self.ledger = Ledger(ledger, write=True) if ledger is not None else None
+        self.ledger = _opened(ledger)
         try:
+            self._method = find_method(hparams.method)
+            self._method.check(loaded, hparams)
+            self._gate = HealthGate(loaded, hparams.health) if hparams.health else None
             self._book = Book(loaded, self.ledger)
         except BaseException:
             self.close()
@@ -90,8 +91,14 @@ class Editor:
             ModelError: The model cannot be loaded.
         """
         settings = settings_of(hparams)
-        show, ledger = options.pop("show_progress", True), options.pop("ledger", None)
-        return cls(loaded_for(settings, **options), settings, show_progress=show, ledger=ledger)
+        show, ledger = options.pop("show_progress", True), _opened(options.pop("ledger", None))
+        try:  # a ledger that is busy or broken is refused before the model is loaded
+            loaded = loaded_for(settings, **options)
+        except BaseException:
+            if ledger is not None:
+                ledger.close()
+            raise
+        return cls(loaded, settings, show_progress=show, ledger=ledger)
 
     @classmethod
     def from_pretrained(
@@ -122,7 +129,7 @@ class Editor:
         settings = settings_of(hparams if hparams is not None else shipped_hparams(name) or {})
         settings = settings.replaced(model=name)
         if by_name:
-            return cls(loaded_for(settings), settings, ledger=ledger)
+            return cls.from_hparams(settings, ledger=ledger)
         if tokenizer is None:
             message = refusal("a model object without its tokenizer", "both", "Pass tokenizer=...")
             raise HparamsError(message)
@@ -385,3 +392,7 @@ class Editor:
     @property
     def _maker(self) -> Maker:
         return Maker(self._method, self.hparams, self._book, self.show_progress)
+
+
+def _opened(ledger: str | Path | Ledger | None) -> Ledger | None:
+    return Ledger(ledger, write=True) if isinstance(ledger, (str, Path)) else ledger

@@ -134,6 +134,23 @@ class Ledger:
             raise LedgerError(refusal(got, "the files that were entered", "Restore them from a backup."))
         return edit
 
+    def check_same_base(self, edit: Edit) -> None:
+        """Refuse an edit of another base, as far as that shows without the model.
+
+        Args:
+            edit: An edit that is to be entered.
+
+        Raises:
+            LedgerError: An applied edit of the same matrices has another base.
+        """
+        names = {m.weight_name for m in edit.delta.matrices}
+        for standing in self.live:
+            if standing.record.fingerprint == edit.fingerprint:
+                return
+            if {m.weight_name for m in self.load(standing.edit_id).delta.matrices} == names:
+                got = f"edit {edit.edit_id} of {edit.model_name!r}, made for another base than edit {standing.edit_id}"
+                raise LedgerError(refusal(got, "edits of one base in one ledger", "Use a ledger of its own for it."))
+
     def verify(self, head: str | None = None) -> Report:
         """Walk the whole chain and all files.
 

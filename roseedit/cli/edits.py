@@ -103,7 +103,7 @@ def apply(
     from roseedit.edits.ledger import Ledger
     from roseedit.edits.ledger.plans import contradicted, plan_apply, plan_new
 
-    with Ledger(ledger, write=True) as book:
+    with Ledger(ledger, write=True, create=False) as book:
         if Path(edit).is_dir():
             from roseedit.edits.files import load_edit
 
@@ -135,7 +135,7 @@ def revert(
     from roseedit.edits.ledger import Ledger
     from roseedit.edits.ledger.plans import newest_live, plan_revert
 
-    with Ledger(ledger, write=True) as book:
+    with Ledger(ledger, write=True, create=False) as book:
         wanted = book.find(edit).edit_id if edit else _there(newest_live(book.states), "applied")
         plan = plan_revert(book.states, wanted, why)
         book.commit(plan)
@@ -155,7 +155,7 @@ def redo(
     from roseedit.edits.ledger import Ledger
     from roseedit.edits.ledger.plans import newest_reverted, plan_apply
 
-    with Ledger(ledger, write=True) as book:
+    with Ledger(ledger, write=True, create=False) as book:
         wanted = book.find(edit).edit_id if edit else _there(newest_reverted(book.states), "reverted")
         plan = plan_apply(book.states, wanted, replace=replace)
         book.commit(plan)
@@ -177,7 +177,7 @@ def verify(
     """
     from roseedit.edits.ledger import Ledger
 
-    with Ledger(ledger, write=set_aside, mending=set_aside) as book:
+    with Ledger(ledger, write=set_aside, create=False, mending=set_aside) as book:
         if set_aside:
             out.print(f"{book.set_aside()} entries moved into the quarantine table")
         report = book.verify(head)
@@ -210,7 +210,7 @@ def gc(ledger: Folder, dry_run: Annotated[bool, typer.Option(help="Only say what
     """
     from roseedit.edits.ledger import Ledger
 
-    with Ledger(ledger, write=not dry_run) as book:
+    with Ledger(ledger, write=not dry_run, create=False) as book:
         gone = book.gc(dry_run=dry_run)
     for path in gone:
         out.print(escape(str(path)), highlight=False, soft_wrap=True)

@@ -33,8 +33,9 @@ class Ledger:
 
     Args:
         folder: The folder.
-        write: Hold the writer's lock until `close`; makes the folder if it is not there. Without it, what is there is
-            read, and stays as it was when it was opened (see `reload`).
+        write: Hold the writer's lock until `close`. Without it, what is there is read, and stays as it was when it was
+            opened (see `reload`).
+        create: With `write`, make a ledger where there is none.
         mending: Open for writing although the chain is broken, for `set_aside`.
 
     Raises:
@@ -43,21 +44,20 @@ class Ledger:
         TamperError: Opened for writing, and its chain is broken.
     """
 
-    def __init__(self, folder: str | Path, *, write: bool = False, mending: bool = False) -> None:
-        self._mending = mending
+    def __init__(self, folder: str | Path, *, write: bool = False, create: bool = True, mending: bool = False) -> None:
         self.folder = Path(folder)
         self.blobs = Blobs(self.folder / BLOBS)
         self._lock: WriterLock | None = None
-        if write:
+        if write and (create or (self.folder / DATABASE).is_file()):
             if self.folder.exists() and not self.folder.is_dir():
                 got = f"{str(self.folder)!r}, which is no folder"
                 raise LedgerError(refusal(got, "a new folder or one with a ledger", "Name another."))
             storage.make_folder(self.folder)
             self._lock = WriterLock(self.folder)
         try:
-            self._db = Database(self.folder / DATABASE, write=write)
+            self._db = Database(self.folder / DATABASE, write=self._lock is not None)
             self.reload()
-            if write:
+            if write and not mending:
                 self._refuse_broken()
         except BaseException:
             self.close()
@@ -160,7 +160,7 @@ class Ledger:
         Returns:
             What was found.
         """
-        return inspect(self._db.rows(), self.blobs, head)
+        return inspect(self._db, self.blobs, head)
 
     def reload(self) -> None:
         """Read the chain anew."""
@@ -275,7 +275,7 @@ class Ledger:
             raise LedgerError(refusal("a ledger open for reading", "one open for writing", "Open it with write=True."))
 
     def _refuse_broken(self) -> None:
-        if self._fault is not None and not self._mending:
+        if self._fault is not None:
             message = refusal(
                 f"a ledger whose chain is broken at {self._fault}",
                 "a whole chain",

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from roseedit.edits.ledger.blobs import Blobs
 from roseedit.edits.ledger.chain import Fault, linked, walk
 from roseedit.edits.ledger.database import Database
 from roseedit.edits.ledger.schema import COLUMNS, Entry, as_json
+from roseedit.edits.storage import TEMPORARY
 from roseedit.errors import LedgerError, refusal
 
 EDIT_RECORD = "edit.json"
@@ -26,7 +25,8 @@ class Report:
         head: Hash of the last of them.
         faults: All that is wrong; empty in a sound ledger.
         broken: Entries from the first fault of the chain on; they count for nothing until somebody looks into it.
-        unreferenced: Folders of files without an entry; harmless, `gc` removes them.
+        unreferenced: Folders of files without an entry; harmless, `gc` removes them. Where entries were changed or
+            set aside, only such as were never finished.
     """
 
     entries: int
@@ -41,25 +41,28 @@ class Report:
         return not self.faults
 
 
-def inspect(rows: Sequence[Sequence[Any]], blobs: Blobs, head: str | None = None) -> Report:
+def inspect(db: Database, blobs: Blobs, head: str | None = None) -> Report:
     """Walk the chain and all files.
 
     Args:
-        rows: All entries as they lie there.
+        db: The database.
         blobs: The edits' files.
         head: A hash noted earlier that must still be in the chain.
 
     Returns:
         What was found.
     """
+    rows = db.rows()
     entries, _, fault = walk(rows)
     faults = [fault] if fault else []
     faults += [Fault(e.seq, what, breaks=False) for e in entries for what in _file_faults(e, blobs)]
     if head and not any(e.hash.startswith(head) for e in entries):
         faults.append(Fault(0, f"the noted head {head[:12]} is not in the chain: newer entries were cut or changed"))
-    named = {str(row[COLUMNS.index("blob")]) for row in rows}
+    left = blobs.unreferenced({str(row[COLUMNS.index("blob")]) for row in rows})
+    if fault or db.quarantined():  # whose files these are cannot be told from entries that were changed: keep them
+        left = [path for path in left if path.name.startswith(TEMPORARY)]
     last = entries[-1].hash if entries else ""
-    return Report(len(entries), last, tuple(faults), len(rows) - len(entries), tuple(blobs.unreferenced(named)))
+    return Report(len(entries), last, tuple(faults), len(rows) - len(entries), tuple(left))
 
 
 def _file_faults(entry: Entry, blobs: Blobs) -> list[str]:

@@ -5,61 +5,37 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import TracebackType
+from typing import Any
 
-from roseedit.edits.bank import bank_of
+from roseedit.edits.book import Book
 from roseedit.edits.edit import Edit
-from roseedit.edits.files import check_base, load_edit, save_edit
-from roseedit.edits.fingerprint import base_fingerprint
-from roseedit.edits.live import live_edits
+from roseedit.edits.files import load_edit, save_edit
+from roseedit.edits.health import HealthGate
+from roseedit.edits.ledger import Ledger
 from roseedit.errors import HparamsError, RequestError, refusal
 from roseedit.evaluation.generation import MAX_NEW_TOKENS, generate
-from roseedit.evaluation.table import Question, Reading, compare, questions, readings
-from roseedit.hparams import Hparams, as_mapping, read_yaml
-from roseedit.methods import MadeDelta, find_method, read_hparams
-from roseedit.models.load import LoadedModel, load_model, wrap_model
-from roseedit.progress import bar
-from roseedit.requests import EditRequest, check_requests, check_tokens, make_requests
+from roseedit.evaluation.table import compare, questions, readings
+from roseedit.hparams import Hparams
+from roseedit.making import (
+    MODES,
+    EditResult,
+    Maker,
+    Mode,
+    check_call,
+    loaded_for,
+    readings_after,
+    requests_of,
+    scores,
+    settings_of,
+)
+from roseedit.methods import find_method
+from roseedit.models.load import LoadedModel, wrap_model
+from roseedit.requests import EditRequest
 from roseedit.shipped import shipped_hparams
 
-if TYPE_CHECKING:
-    import pandas
-
-Mode = Literal["joint", "independent", "sequential"]
-MODES = ("joint", "independent", "sequential")
-
-
-@dataclass(frozen=True)
-class EditResult:
-    """What one call of `Editor.edit` did.
-
-    Attributes:
-        edits: The edits made: one in joint mode, else one per request.
-        metrics: The before/after table (see `evaluation.table.compare`), or None when it was not asked for.
-        mode: How they were made.
-        applied: True when they are live on the model now; independent edits are measured and taken off again.
-        seconds: Time for making them, measuring left out.
-    """
-
-    edits: tuple[Edit, ...]
-    metrics: pandas.DataFrame | None
-    mode: Mode
-    applied: bool
-    seconds: float
-
-    @property
-    def edit_id(self) -> str:
-        """The id of the only edit.
-
-        Raises:
-            RequestError: There are several; use `edits`.
-        """
-        if len(self.edits) != 1:
-            message = refusal(f"edit_id of {len(self.edits)} edits", "a result with one edit", "Use result.edits.")
-            raise RequestError(message)
-        return self.edits[0].edit_id
+__all__ = ["MODES", "EditResult", "Editor", "Mode"]
 
 
 class Editor:
@@ -69,15 +45,35 @@ class Editor:
         loaded: The model.
         hparams: Settings of an editing method.
         show_progress: Draw progress bars on a terminal.
+        ledger: Folder of a ledger, made if it is not there, or a ledger open for writing. Edits that are applied in it
+            are put on the model, and everything done from now on is entered; `close` (or the end of a `with` block)
+            lets go of it.
+
+    Raises:
+        LedgerError: The ledger cannot be used; `LedgerBusyError` when somebody else writes to it.
+        DeltaError: The ledger is that of another model.
     """
 
-    def __init__(self, loaded: LoadedModel, hparams: Hparams, *, show_progress: bool = True) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        hparams: Hparams,
+        *,
+        show_progress: bool = True,
+        ledger: str | Path | Ledger | None = None,
+    ) -> None:
         self.loaded = loaded
         self.hparams = hparams
         self.show_progress = show_progress
-        self._method = find_method(hparams.method)
-        self._method.check(loaded, hparams)
-        self._edits: dict[str, Edit] = {}
+        self.ledger = _opened(ledger)
+        try:
+            self._method = find_method(hparams.method)
+            self._method.check(loaded, hparams)
+            self._gate = HealthGate(loaded, hparams.health) if hparams.health else None
+            self._book = Book(loaded, self.ledger)
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def from_hparams(cls, hparams: str | Path | Hparams | Mapping[str, Any], **options: Any) -> Editor:
@@ -85,7 +81,7 @@ class Editor:
 
         Args:
             hparams: A YAML file, a mapping, or ready settings.
-            **options: `show_progress`; `trust_remote_code`, handed to `load_model`.
+            **options: `show_progress`, `ledger`; `trust_remote_code`, handed to `load_model`.
 
         Returns:
             The editor.
@@ -94,13 +90,24 @@ class Editor:
             HparamsError: Faulty settings, found before the model is loaded.
             ModelError: The model cannot be loaded.
         """
-        settings = _settings(hparams)
-        show = options.pop("show_progress", True)
-        return cls(_load(settings, **options), settings, show_progress=show)
+        settings = settings_of(hparams)
+        show, ledger = options.pop("show_progress", True), _opened(options.pop("ledger", None))
+        try:  # a ledger that is busy or broken is refused before the model is loaded
+            loaded = loaded_for(settings, **options)
+        except BaseException:
+            if ledger is not None:
+                ledger.close()
+            raise
+        return cls(loaded, settings, show_progress=show, ledger=ledger)
 
     @classmethod
     def from_pretrained(
-        cls, model: Any, tokenizer: Any = None, hparams: str | Path | Hparams | Mapping[str, Any] | None = None
+        cls,
+        model: Any,
+        tokenizer: Any = None,
+        hparams: str | Path | Hparams | Mapping[str, Any] | None = None,
+        *,
+        ledger: str | Path | None = None,
     ) -> Editor:
         """Wrap a model that is loaded already, or load one by name.
 
@@ -108,6 +115,7 @@ class Editor:
             model: A transformers causal LM, or anything `load_model` takes.
             tokenizer: Its tokenizer, with a model object.
             hparams: Settings; left out: the file that ships for the model, else defaults by depth.
+            ledger: Folder of a ledger; see the class.
 
         Returns:
             The editor.
@@ -118,19 +126,19 @@ class Editor:
         """
         by_name = isinstance(model, (str, Path))
         name = str(model) if by_name else str(getattr(model, "name_or_path", "") or "model")
-        settings = _settings(hparams if hparams is not None else shipped_hparams(name) or {})
+        settings = settings_of(hparams if hparams is not None else shipped_hparams(name) or {})
         settings = settings.replaced(model=name)
         if by_name:
-            return cls(_load(settings), settings)
+            return cls.from_hparams(settings, ledger=ledger)
         if tokenizer is None:
             message = refusal("a model object without its tokenizer", "both", "Pass tokenizer=...")
             raise HparamsError(message)
-        return cls(wrap_model(model, tokenizer, name, settings.anatomy), settings)
+        return cls(wrap_model(model, tokenizer, name, settings.anatomy), settings, ledger=ledger)
 
     @property
     def edits(self) -> tuple[Edit, ...]:
         """The edits that are live on the model, oldest first."""
-        return tuple(self._edits.values())
+        return tuple(self._book.edits.values())
 
     def edit(
         self,
@@ -145,6 +153,7 @@ class Editor:
         portability: Any = None,
         mode: Mode = "joint",
         evaluate: bool = True,
+        replace: bool = False,
     ) -> EditResult:
         """Make the model say `targets` after `prompts`.
 
@@ -160,48 +169,105 @@ class Editor:
             mode: `joint`: all in one delta, live afterwards. `sequential`: one after another, live afterwards.
                 `independent`: each alone on the model as it is, measured, not live afterwards.
             evaluate: Fill `metrics` (generates before and after).
+            replace: Revert live edits that the requests contradict. With a ledger a contradiction is refused
+                otherwise; without one nobody looks for it.
 
         Returns:
             The edits and what the model says before and after.
 
         Raises:
-            RequestError: A request that cannot be carried out; nothing has been done then.
+            RequestError: A request that cannot be carried out; nothing has been done then. `ConflictError` when it
+                contradicts a live edit.
+            RejectedError: The health check refused what was made; the model is as before.
         """
-        if subject is not None and subjects is not None:
-            raise RequestError(refusal("subject and subjects", "one of the two", "Leave one out."))
-        requests = make_requests(
+        requests = requests_of(
             prompts,
             targets,
-            subjects=subjects if subject is None else subject,
+            subjects=subjects,
+            subject=subject,
             targets_true=targets_true,
             rephrase=rephrase,
             locality=locality,
             portability=portability,
         )
-        self._check(requests, mode)
-        self._check_repeats(requests, mode)
+        return self._edit(requests, mode, evaluate=evaluate, replace=replace, enter=True)
+
+    def _edit(
+        self, requests: list[EditRequest], mode: Mode, *, evaluate: bool, replace: bool, enter: bool
+    ) -> EditResult:
+        """Check, look, make, look again, check the model's health, enter; a failure on the way leaves nothing."""
+        check_call(self.loaded, requests, mode, self.edits)
+        stays = mode != "independent"
+        gone = self._book.clashes(requests, replace=replace) if stays and (enter or replace) else ()
         asked = questions(requests) if evaluate else []
         before = readings(self.loaded, asked)
-        started = time.perf_counter()
-        edits = self._make(requests, mode)
-        seconds = time.perf_counter() - started
-        table = self._measured(asked, before, edits, mode) if evaluate else None
-        return EditResult(tuple(edits), table, mode, mode != "independent", seconds)
+        if stays and enter and self._gate:
+            self._gate.prepare()
+        with self._book.rejections(), self._book.attempt():
+            for edit_id in gone:
+                self._book.take_off(edit_id)
+            started = time.perf_counter()
+            edits = self._maker.make(requests, mode)
+            seconds = time.perf_counter() - started
+            table = compare(asked, before, readings_after(self.loaded, asked, edits, mode)) if evaluate else None
+            health = self._gate.check(edits) if stays and enter and self._gate else {}
+            if stays and enter:
+                self._book.enter(edits, replaces=gone, metrics=scores(table, edits), health=health)
+            elif stays:
+                self._book.not_recorded(edits)
+        return EditResult(tuple(edits), table, mode, stays, seconds, gone, health)
 
-    def apply(self, edit: Edit) -> None:
+    def consolidate(self, *, evaluate: bool = False) -> EditResult:
+        """Fit what all live edits ask anew, jointly, into one edit that takes their place.
+
+        Args:
+            evaluate: Fill `metrics`: the model with the old edits against the model with the new one.
+
+        Returns:
+            The new edit; the old ones are `consolidated`. Reverting it brings them back, bit for bit.
+
+        Raises:
+            RequestError: No ledger, or fewer than two live edits.
+            RejectedError: The health check refused the new edit; the old ones are live as before.
+        """
+        old = [edit for edit in self.edits if self._book.recorded(edit.edit_id)]
+        if self.ledger is None or len(old) < 2:
+            got = "consolidate without a ledger" if self.ledger is None else f"consolidate with {len(old)} live edits"
+            message = refusal(got, "a ledger with two live edits or more", "Bind one: Editor(..., ledger=FOLDER).")
+            raise RequestError(message)
+        requests = list({r.request_id: r for edit in old for r in edit.requests}.values())
+        ids = [edit.edit_id for edit in old]
+        asked = questions(requests) if evaluate else []
+        before = readings(self.loaded, asked)
+        if self._gate:
+            self._gate.prepare()
+        with self._book.rejections(), self._book.attempt():
+            for edit_id in ids:
+                self._book.take_off(edit_id)
+            started = time.perf_counter()
+            edits = self._maker.make(requests, "joint")
+            seconds = time.perf_counter() - started
+            table = compare(asked, before, readings(self.loaded, asked)) if evaluate else None
+            health = self._gate.check(edits) if self._gate else {}
+            self._book.enter(edits, consolidates=ids, metrics=scores(table, edits), health=health)
+        return EditResult(tuple(edits), table, "joint", True, seconds, (), health)
+
+    def apply(self, edit: Edit, *, replace: bool = False) -> None:
         """Put an edit on the model, e.g. one that was made independently, reverted or loaded.
 
         Args:
             edit: The edit.
+            replace: Revert live edits that it contradicts; see `edit`.
 
         Raises:
-            RequestError: It is live already.
+            RequestError: It is live already, or (`ConflictError`) contradicts a live edit.
             DeltaError: It was made for another base.
+            LedgerError: Its state in the ledger does not allow it.
+            RejectedError: The health check refused it; the model is as before.
         """
-        if edit.edit_id in self._edits:
-            raise RequestError(refusal(f"edit {edit.edit_id}, which is live", "one that is not", "Revert it first."))
-        check_base(edit, self.loaded)
-        self._put_on(edit)
+        if self._gate:
+            self._gate.prepare()
+        self._book.apply(edit, replace=replace, check=self._gate.check if self._gate else None)
 
     def revert(self, edit_id: str | None = None) -> Edit:
         """Take an edit off; every entry that no other edit touches has its original bytes again.
@@ -210,24 +276,42 @@ class Editor:
             edit_id: Which; left out: the newest.
 
         Returns:
-            The edit, which can be applied again.
+            The edit, which can be applied again. A consolidation gives its place back to what it stands for.
 
         Raises:
             RequestError: No such live edit.
         """
-        known = list(self._edits)
-        wanted = edit_id if edit_id is not None else known[-1] if known else "the newest"
-        if wanted not in self._edits:
-            message = refusal(f"edit {wanted}, which is not live", ", ".join(known) or "no edit is live", "See .edits.")
-            raise RequestError(message)
-        edit = self._edits[wanted]
-        edit.delta.revert(self.loaded.model)
-        del self._edits[wanted]
+        known = [edit.edit_id for edit in self.edits]
+        return self._book.revert(edit_id if edit_id is not None else known[-1] if known else "the newest")
+
+    def redo(self, edit_id: str | None = None, *, replace: bool = False) -> Edit:
+        """Put a reverted edit back.
+
+        Args:
+            edit_id: Which, from the ledger; left out: the one that was reverted last.
+            replace: Revert live edits that it contradicts; see `edit`.
+
+        Returns:
+            The edit, live again.
+
+        Raises:
+            RequestError: Nothing was reverted, or an id without a ledger.
+            LedgerError: The ledger has no such edit, or its state does not allow it.
+        """
+        if edit_id is None:
+            edit = self._book.newest_reverted()
+        elif self.ledger is None:
+            raise RequestError(refusal("redo of an id without a ledger", "redo()", "Or apply the edit that you have."))
+        else:
+            edit = self.ledger.load(edit_id, self.loaded)
+        self.apply(edit, replace=replace)
         return edit
 
     @contextmanager
     def trial(self, *args: Any, **kwargs: Any) -> Iterator[EditResult]:
         """As `edit`, for the length of a block: whatever happens inside, the edits are taken off at its end.
+
+        A ledger does not hear of it, nor does the health check; edits that the trial replaces come back at its end.
 
         Args:
             *args: As for `edit`.
@@ -236,11 +320,21 @@ class Editor:
         Yields:
             The result.
         """
-        result = self.edit(*args, **kwargs)
+        mode, evaluate, replace = (
+            kwargs.pop("mode", "joint"),
+            kwargs.pop("evaluate", True),
+            kwargs.pop("replace", False),
+        )
+        requests, before = requests_of(*args, **kwargs), self._book.edits
+        result = self._edit(requests, mode, evaluate=evaluate, replace=replace, enter=False)
         try:
             yield result
         finally:
-            self._take_off(result.edits)
+            for edit in reversed(result.edits):
+                if edit.edit_id in self._book.edits:
+                    self._book.take_off(edit.edit_id)
+            for edit_id in result.replaced:
+                self._book.put_on(before[edit_id])
 
     def generate(self, prompts: str | Sequence[str], *, max_new_tokens: int = MAX_NEW_TOKENS) -> Any:
         """Continue prompts greedily with the model as it is, up to an end mark or a new line.
@@ -269,10 +363,7 @@ class Editor:
         Returns:
             The folder.
         """
-        if edit_id not in self._edits:
-            known = ", ".join(self._edits) or "no edit is live"
-            raise RequestError(refusal(f"edit {edit_id}, which is not live", known, "See .edits."))
-        return save_edit(self._edits[edit_id], folder)
+        return save_edit(self._book.get(edit_id), folder)
 
     def load(self, folder: str | Path) -> Edit:
         """Read an edit from a folder and put it on the model.
@@ -287,98 +378,21 @@ class Editor:
         self.apply(edit)
         return edit
 
-    def _check(self, requests: Sequence[EditRequest], mode: str) -> None:
-        if mode not in MODES:
-            raise RequestError(refusal(f"mode {mode!r}", ", ".join(MODES), "Choose one of them."))
-        check_requests(requests)
-        check_tokens(requests, self.loaded.tokenizer, self.loaded.anatomy.window)
+    def close(self) -> None:
+        """Let go of the ledger; the model keeps what is on it."""
+        if self.ledger is not None:
+            self.ledger.close()
 
-    def _check_repeats(self, requests: Sequence[EditRequest], mode: str) -> None:
-        """What is live already need not be made again; independent edits do not meet, so there it is no harm."""
-        if mode == "independent":
-            return
-        live = {request.request_id for edit in self._edits.values() for request in edit.requests}
-        for i, request in enumerate(requests):
-            if request.request_id in live:
-                message = refusal(
-                    f"the request {request.prompt!r} -> {request.target_new!r}, which is live or stands twice",
-                    "each request once",
-                    "Leave it out, or revert the live edit first.",
-                )
-                raise RequestError(f"request {i}: {message}")
-            live.add(request.request_id)
+    def __enter__(self) -> Editor:
+        return self
 
-    def _make(self, requests: Sequence[EditRequest], mode: str) -> list[Edit]:
-        with bar(len(requests), "editing", self.show_progress) as progress:
-            if mode == "sequential":
-                return self._in_sequence(requests, progress)
-            made = self._method.fit(self.loaded, requests, self.hparams, joint=mode == "joint", progress=progress)
-        groups = [tuple(requests)] if mode == "joint" else [(request,) for request in requests]
-        edits = [self._wrapped(m, group) for m, group in zip(made, groups, strict=True)]
-        if mode == "joint":
-            self._put_on(edits[0])
-        return edits
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
 
-    def _in_sequence(self, requests: Sequence[EditRequest], progress: Any) -> list[Edit]:
-        """One after another on the edited model; if one fails, those before it are taken off again."""
-        edits: list[Edit] = []
-        try:
-            for request in requests:
-                made = self._method.fit(self.loaded, [request], self.hparams, joint=False, progress=progress)
-                edits.append(self._wrapped(made[0], (request,)))
-                self._put_on(edits[-1])
-        except BaseException:
-            self._take_off(edits)
-            raise
-        return edits
-
-    def _wrapped(self, made: MadeDelta, requests: tuple[EditRequest, ...]) -> Edit:
-        fingerprint = base_fingerprint(self.loaded, [m.weight_name for m in made.delta.matrices])
-        return Edit(made.delta, requests, as_mapping(self.hparams), fingerprint, self.loaded.name, made.report)
-
-    def _put_on(self, edit: Edit) -> None:
-        if edit.edit_id in self._edits:
-            message = refusal(f"the edit {edit.edit_id} a second time", "an edit that is not live", "Revert it first.")
-            raise RequestError(message)
-        live_edits(self.loaded.model).apply(edit.delta)
-        self._edits[edit.edit_id] = edit
-
-    def _measured(
-        self, asked: Sequence[Question], before: Sequence[Reading], edits: Sequence[Edit], mode: str
-    ) -> pandas.DataFrame:
-        """The table; if measuring fails, the edits are taken off, for the caller would have no handle on them."""
-        try:
-            return compare(asked, before, self._after(asked, edits, mode))
-        except BaseException:
-            self._take_off(edits)
-            raise
-
-    def _take_off(self, edits: Sequence[Edit]) -> None:
-        for edit in reversed(edits):
-            if edit.edit_id in self._edits:
-                self.revert(edit.edit_id)
-
-    def _after(self, asked: Sequence[Question], edits: Sequence[Edit], mode: str) -> list[Reading]:
-        if mode != "independent":
-            return readings(self.loaded, asked)
-        bank = bank_of(self.loaded, [edit.delta for edit in edits])
-        return readings(self.loaded, asked, edits=bank, own_edit=True)
+    @property
+    def _maker(self) -> Maker:
+        return Maker(self._method, self.hparams, self._book, self.show_progress)
 
 
-def _settings(hparams: str | Path | Hparams | Mapping[str, Any]) -> Hparams:
-    if isinstance(hparams, Hparams):
-        return hparams
-    if isinstance(hparams, Mapping):
-        return read_hparams(hparams)
-    return read_hparams(read_yaml(hparams), str(hparams))
-
-
-def _load(settings: Hparams, **options: Any) -> LoadedModel:
-    return load_model(
-        settings.model,
-        dtype=None if settings.dtype == "default" else settings.dtype,
-        device=None if settings.device == "auto" else settings.device,
-        revision=settings.revision,
-        anatomy=settings.anatomy,
-        **options,
-    )
+def _opened(ledger: str | Path | Ledger | None) -> Ledger | None:
+    return Ledger(ledger, write=True) if isinstance(ledger, (str, Path)) else ledger

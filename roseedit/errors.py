@@ -8,7 +8,11 @@ expects the standard exception keeps working.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from roseedit.edits.edit import Edit
 
 
 class RoseEditError(ValueError):
@@ -33,6 +37,37 @@ class AnatomyError(ModelError):
 
 class DeltaError(RoseEditError):
     """A delta that does not fit the model or whose file is damaged."""
+
+
+class LedgerError(RoseEditError):
+    """A ledger that is missing, damaged or asked for something that its state does not allow."""
+
+
+class LedgerBusyError(LedgerError):
+    """A ledger that another process, or another object of this one, is writing to."""
+
+
+class TamperError(LedgerError):
+    """A ledger whose chain of entries is broken."""
+
+
+class ConflictError(RequestError):
+    """A request that contradicts an edit which is live."""
+
+
+class RejectedError(RoseEditError):
+    """Edits that were made, did the model harm beyond the limits, and were taken off again.
+
+    Args:
+        message: What was exceeded.
+        figures: All figures of the health check.
+        edits: The edits, off the model.
+    """
+
+    def __init__(self, message: str, figures: Mapping[str, Any], edits: Sequence[Edit]) -> None:
+        super().__init__(message)
+        self.figures = dict(figures)
+        self.edits = tuple(edits)
 
 
 class DataError(RoseEditError):

@@ -19,7 +19,8 @@ import yaml
 
 from roseedit.errors import HparamsError, near_names, refusal
 
-H = TypeVar("H", bound="Hparams")
+H = TypeVar("H")
+T = TypeVar("T", bound="Hparams")
 
 
 def value(default: Any, help: str, **limits: Any) -> Any:
@@ -34,6 +35,23 @@ def value(default: Any, help: str, **limits: Any) -> Any:
         A dataclass field.
     """
     return field(default=default, metadata={"help": help, **limits})
+
+
+@dataclass(frozen=True)
+class HealthLimits:
+    """How much harm edits may do before they are taken off again; see `edits.health`.
+
+    Attributes:
+        perplexity: Of a calibration text, relative to the unedited model.
+        norm: Of an edit's change of one matrix, relative to that matrix.
+        repetition: Rise of the share of repeated phrases in what the model says to neutral prompts.
+    """
+
+    perplexity: float = value(1.2, "largest perplexity, as a multiple of the unedited model's", low=1.0)
+    norm: float = value(0.5, "largest change of one matrix by one edit, as a share of its norm", above=0.0)
+    repetition: float = value(0.25, "largest rise of the share of repeated phrases", low=0.0, high=1.0)
+    new_tokens: int = value(40, "tokens said to each neutral prompt; 0 skips that check", low=0, high=1000)
+    text: str | None = value(None, "file with a calibration text; left out: the one that ships")
 
 
 @dataclass(frozen=True)
@@ -56,7 +74,11 @@ class Hparams:
     anatomy: dict[str, str] = field(default_factory=dict, metadata={"help": "module paths, where the search fails"})
     seed: int = value(0, "seed of all random choices", low=0)
 
-    def replaced(self: H, **changes: Any) -> H:
+    health: HealthLimits | None = field(
+        default=None, metadata={"help": "limits of the health check, a mapping; true for the usual ones"}
+    )
+
+    def replaced(self: T, **changes: Any) -> T:
         """A copy with some values changed, checked like a file.
 
         Args:
@@ -79,6 +101,10 @@ def as_mapping(hparams: Hparams) -> dict[str, Any]:
     """
     values = {f.name: getattr(hparams, f.name) for f in dataclasses.fields(hparams)}
     plain = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+    if hparams.health is not None:
+        plain["health"] = dataclasses.asdict(hparams.health)
+    else:
+        del plain["health"]  # a check that is off is no setting of an edit
     return {"method": hparams.method, **plain}
 
 
@@ -126,7 +152,7 @@ def from_mapping(cls: type[H], values: Mapping[str, Any], where: str) -> H:
     Raises:
         HparamsError: One or more faults; the message lists them all.
     """
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     faults: list[str] = []
     clean: dict[str, Any] = {}
@@ -150,6 +176,8 @@ def _converted(raw: Any, wanted: Any) -> Any:
     """Convert by the field's type: YAML reads `5e-4` as text, and a single layer may be written without a list."""
     if typing.get_origin(wanted) in (types.UnionType, typing.Union):
         return _one_of(raw, typing.get_args(wanted))
+    if dataclasses.is_dataclass(wanted) and isinstance(wanted, type):
+        return _nested(raw, wanted)
     if typing.get_origin(wanted) is tuple:
         items = raw if isinstance(raw, (list, tuple)) else [raw]
         return tuple(_converted(item, typing.get_args(wanted)[0]) for item in items)
@@ -160,8 +188,18 @@ def _converted(raw: Any, wanted: Any) -> Any:
     return _scalar(raw, wanted)
 
 
+def _nested(raw: Any, wanted: type[Any]) -> Any:
+    if isinstance(raw, wanted):
+        return raw
+    if raw is True or isinstance(raw, Mapping):
+        return from_mapping(wanted, {} if raw is True else raw, "its keys")
+    raise TypeError(f"got {raw!r}; allowed: a mapping, true or false")
+
+
 def _one_of(raw: Any, options: tuple[Any, ...]) -> Any:
     if raw is None and type(None) in options:
+        return None
+    if raw is False and any(dataclasses.is_dataclass(option) for option in options):
         return None
     reasons = []
     for option in options:

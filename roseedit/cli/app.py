@@ -12,6 +12,7 @@ from roseedit import __version__
 from roseedit.cli.console import err, out
 from roseedit.cli.data import data_app
 from roseedit.cli.edit import EDIT_EXAMPLES, edit
+from roseedit.cli.edits import edits_app
 from roseedit.cli.evaluate import EVALUATE_EXAMPLES, evaluate
 from roseedit.cli.report import COMPARE_EXAMPLES, REPORT_EXAMPLES, compare, report
 from roseedit.cli.system import doctor, models
@@ -27,6 +28,7 @@ app.command(help=EDIT_EXAMPLES)(edit)
 app.command(help=EVALUATE_EXAMPLES)(evaluate)
 app.command(help=COMPARE_EXAMPLES)(compare)
 app.command(help=REPORT_EXAMPLES)(report)
+app.add_typer(edits_app, name="edits")
 app.command()(models)
 app.command()(doctor)
 app.add_typer(data_app, name="data")

@@ -31,6 +31,8 @@ Edit one fact and show what the model says before and after.
 --subject "Eiffel Tower" --rephrase "The city where the Eiffel Tower stands is" --locality "The capital of Spain is"`
 
 `roseedit edit --hparams hparams/RoseLoRA/smollm2-135m.yaml --prompt ... --target ... --save my-edit --json`
+
+`roseedit edit --prompt ... --target ... --subject ... --ledger edits/ --health` (then see `roseedit edits --help`)
 """
 
 
@@ -49,6 +51,13 @@ def edit(  # noqa: PLR0917 - typer turns each into an option
     ] = None,
     hparams: Annotated[Path | None, typer.Option(help="YAML file; left out: the one that ships for the model.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the edit into this new folder.")] = None,
+    ledger: Annotated[
+        Path | None, typer.Option(help="Ledger folder: its applied edits are on the model, this one is entered.")
+    ] = None,
+    replace: Annotated[bool, typer.Option(help="Revert edits of the ledger that this one contradicts.")] = False,
+    health: Annotated[
+        bool, typer.Option("--health", help="Check the model's health; take the edit off if it does harm.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """See `EDIT_EXAMPLES`."""
@@ -58,14 +67,27 @@ def edit(  # noqa: PLR0917 - typer turns each into an option
         from roseedit.edits.files import check_free
 
         check_free(save)
-    editor = _editor(model, hparams, show_progress=not as_json)
-    result = editor.edit(request)
+    if ledger is not None and ledger.is_dir() and any(ledger.iterdir()):
+        from roseedit.edits.ledger import Ledger
+        from roseedit.edits.ledger.plans import contradicted
+
+        with Ledger(ledger) as known:
+            contradicted(known.states, [request], replace=replace)
+    with _editor(model, hparams, show_progress=not as_json, ledger=ledger, health=health) as editor:
+        _edit_and_show(editor, request, replace, save, as_json)
+
+
+def _edit_and_show(editor: Editor, request: Any, replace: bool, save: Path | None, as_json: bool) -> None:
+    result = editor.edit(request, replace=replace)
     if save is not None:
         editor.save(result.edit_id, save)
     if as_json:
         out.print_json(json.dumps(_as_json(result, save)))
         return
     show_result(result)
+    if editor.ledger is not None:
+        gone = f"; reverted for it: {', '.join(result.replaced)}" if result.replaced else ""
+        out.print(f"entered in the ledger [bold]{editor.ledger.folder}[/]{gone}")
     if save is not None:
         out.print(f"saved in [bold]{save}[/]")
 
@@ -96,21 +118,25 @@ def _request(prompt: str, target: str, subject: str | None, target_true: str | N
     return requests[0]
 
 
-def _editor(model: str | None, hparams: Path | None, *, show_progress: bool) -> Editor:
+def _editor(
+    model: str | None, hparams: Path | None, *, show_progress: bool, ledger: Path | None, health: bool
+) -> Editor:
     from roseedit.hparams import read_yaml
     from roseedit.methods import read_hparams
+    from roseedit.shipped import shipped_hparams
 
-    settings = read_hparams(read_yaml(hparams), str(hparams)) if hparams is not None else None
+    source = hparams if hparams is not None else shipped_hparams(model or DEFAULT_MODEL)
+    settings = read_hparams(read_yaml(source), str(source)) if source is not None else read_hparams({})
+    if model is not None or source is None:
+        settings = settings.replaced(model=model or DEFAULT_MODEL)
+    if health and settings.health is None:
+        settings = settings.replaced(health=True)
     from transformers.utils import logging as transformers_logging
 
     from roseedit.editor import Editor
 
     transformers_logging.disable_progress_bar()
-    if settings is not None and model is None:
-        return Editor.from_hparams(settings, show_progress=show_progress)
-    editor = Editor.from_pretrained(model or DEFAULT_MODEL, hparams=settings)
-    editor.show_progress = show_progress
-    return editor
+    return Editor.from_hparams(settings, show_progress=show_progress, ledger=ledger)
 
 
 def show_result(result: EditResult, console: Console = out) -> None:

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -100,26 +101,37 @@ class MatrixDelta:
         """Frobenius norm of the change."""
         return float((self.changes()[1].double() * 2.0**-GRID_BITS).norm())
 
+    def products(self) -> tuple[Tensor, Tensor]:
+        """The entries of every outer product, one product after another; an entry that several touch comes repeatedly.
+
+        Returns:
+            Flat positions in the stored parameter (int64), and changes in units of 2^-40 (int64). Each outer product is
+            rounded by itself, so sums are exact in integers and do not depend on any order.
+        """
+        row_step, column_step = (1, self.d_out) if self.transposed else (self.d_in, 1)
+        rows, columns = self.b.index.numpy() * np.int64(row_step), self.a.index.numpy() * np.int64(column_step)
+        b, a = self.b.value.numpy() * np.float64(2.0**GRID_BITS), self.a.value.numpy().astype(np.float64)
+        of_b, of_a = self.b.pointer.tolist(), self.a.pointer.tolist()
+        sizes = self.b.pointer.diff().long() * self.a.pointer.diff().long()
+        index, change = np.empty(int(sizes.sum()), dtype=np.int64), np.empty(int(sizes.sum()))
+        at = 0
+        for i, size in enumerate(sizes.tolist()):
+            r, c = slice(of_b[i], of_b[i + 1]), slice(of_a[i], of_a[i + 1])
+            shape = (r.stop - r.start, c.stop - c.start)
+            np.add.outer(rows[r], columns[c], out=index[at : at + size].reshape(shape))
+            np.multiply.outer(b[r], a[c], out=change[at : at + size].reshape(shape))
+            at += size
+        return torch.from_numpy(index), torch.from_numpy(np.rint(change, out=change).astype(np.int64))
+
     def changes(self) -> tuple[Tensor, Tensor]:
         """Every touched entry with its change.
 
         Returns:
-            Sorted flat positions in the stored parameter (int64), and changes in units of 2^-40 (int64). Each outer
-            product is rounded by itself, so the sum is exact in integers and does not depend on any order.
+            Sorted flat positions in the stored parameter (int64), and changes in units of 2^-40 (int64).
         """
-        rows = self.b.index.long().unique()
-        columns = self.a.index.long().unique()
-        block = torch.zeros(len(rows), len(columns), dtype=torch.int64)
-        hit = torch.zeros(len(rows), len(columns), dtype=torch.bool)
-        for i in range(self.rank):
-            (at_row, b), (at_column, a) = self.b.vector(i), self.a.vector(i)
-            where = (torch.searchsorted(rows, at_row)[:, None], torch.searchsorted(columns, at_column)[None, :])
-            block[where] += (b.double()[:, None] * a.double()[None, :] * 2.0**GRID_BITS).round().long()
-            hit[where] = True
-        r, c = hit.nonzero(as_tuple=True)
-        flat = columns[c] * self.d_out + rows[r] if self.transposed else rows[r] * self.d_in + columns[c]
-        order = flat.argsort()
-        return flat[order], block[r, c][order]
+        index, change = self.products()
+        unique, place = index.unique(return_inverse=True)
+        return unique, torch.zeros_like(unique).index_add_(0, place, change)
 
 
 @dataclass(frozen=True)

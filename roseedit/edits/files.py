@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from roseedit import __version__
 from roseedit.edits.delta import Delta, MatrixDelta, SparseVectors
 from roseedit.edits.edit import Edit, request_as_mapping, request_from_mapping
 from roseedit.edits.fingerprint import base_fingerprint
+from roseedit.edits.storage import make_folder, write_file
 from roseedit.errors import DeltaError, refusal
 from roseedit.models.load import LoadedModel
 
@@ -45,7 +45,7 @@ def save_edit(edit: Edit, folder: str | Path) -> Path:
 
     target = Path(folder)
     check_free(target)
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
     tensors = {
         f"{m.weight_name}:{part}": t for m in edit.delta.matrices for part, t in zip(_PARTS, _parts(m), strict=True)
     }
@@ -66,8 +66,8 @@ def save_edit(edit: Edit, folder: str | Path) -> Path:
         ],
     }
     record["record_sha256"] = record_hash(record)
-    _write(target / BLOB, blob)
-    _write(target / RECORD, json.dumps(record, indent=1, ensure_ascii=False).encode())
+    write_file(target / BLOB, blob)
+    write_file(target / RECORD, json.dumps(record, indent=1, ensure_ascii=False).encode())
     return target
 
 
@@ -99,16 +99,6 @@ def record_hash(record: dict[str, Any]) -> str:
 
 def _parts(m: MatrixDelta) -> tuple[Tensor, ...]:
     return (m.a.index, m.a.value, m.a.pointer, m.b.index, m.b.value, m.b.pointer)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write beside, flush to the disk, rename: a reader never sees half a file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    beside.replace(path)
 
 
 def load_edit(folder: str | Path, loaded: LoadedModel | None = None) -> Edit:

@@ -1,0 +1,213 @@
+"""What `Editor.edit` is made of: the modes, the result, and the steps between a request and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from roseedit.edits.bank import bank_of
+from roseedit.edits.book import Book
+from roseedit.edits.edit import Edit
+from roseedit.edits.fingerprint import base_fingerprint
+from roseedit.errors import RequestError, refusal
+from roseedit.evaluation.table import Question, Reading, readings
+from roseedit.hparams import Hparams, as_mapping, read_yaml
+from roseedit.methods import EditingMethod, MadeDelta, read_hparams
+from roseedit.models.load import LoadedModel, load_model
+from roseedit.progress import bar
+from roseedit.requests import EditRequest, check_requests, check_tokens, make_requests
+
+if TYPE_CHECKING:
+    import pandas
+
+Mode = Literal["joint", "independent", "sequential"]
+MODES = ("joint", "independent", "sequential")
+KINDS = {"prompt": "reliability", "rephrase": "generality", "locality": "locality", "portability": "portability"}
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """What one call of `Editor.edit` did.
+
+    Attributes:
+        edits: The edits made: one in joint mode, else one per request.
+        metrics: The before/after table (see `evaluation.table.compare`), or None when it was not asked for.
+        mode: How they were made.
+        applied: True when they are live on the model now; independent edits are measured and taken off again.
+        seconds: Time for making them, measuring left out.
+        replaced: Ids of the edits that were reverted because these contradict them.
+        health: Figures of the health check, where it is on.
+    """
+
+    edits: tuple[Edit, ...]
+    metrics: pandas.DataFrame | None
+    mode: Mode
+    applied: bool
+    seconds: float
+    replaced: tuple[str, ...] = ()
+    health: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def edit_id(self) -> str:
+        """The id of the only edit.
+
+        Raises:
+            RequestError: There are several; use `edits`.
+        """
+        if len(self.edits) != 1:
+            message = refusal(f"edit_id of {len(self.edits)} edits", "a result with one edit", "Use result.edits.")
+            raise RequestError(message)
+        return self.edits[0].edit_id
+
+
+def settings_of(hparams: str | Path | Hparams | Mapping[str, Any]) -> Hparams:
+    """Settings from whatever a caller has: a YAML file, a mapping, or the settings themselves."""
+    if isinstance(hparams, Hparams):
+        return hparams
+    if isinstance(hparams, Mapping):
+        return read_hparams(hparams)
+    return read_hparams(read_yaml(hparams), str(hparams))
+
+
+def loaded_for(settings: Hparams, **options: Any) -> LoadedModel:
+    """The model that settings name, in the precision and on the device that they name."""
+    return load_model(
+        settings.model,
+        dtype=None if settings.dtype == "default" else settings.dtype,
+        device=None if settings.device == "auto" else settings.device,
+        revision=settings.revision,
+        anatomy=settings.anatomy,
+        **options,
+    )
+
+
+def requests_of(
+    prompts: Any, targets: Any = None, *, subject: str | None = None, subjects: Any = None, **more: Any
+) -> list[EditRequest]:
+    """The arguments of `Editor.edit` as requests; see `make_requests`.
+
+    Raises:
+        RequestError: Arguments that do not fit each other.
+    """
+    if subject is not None and subjects is not None:
+        raise RequestError(refusal("subject and subjects", "one of the two", "Leave one out."))
+    return make_requests(prompts, targets, subjects=subjects if subject is None else subject, **more)
+
+
+def check_call(loaded: LoadedModel, requests: Sequence[EditRequest], mode: str, live: Sequence[Edit]) -> None:
+    """Refuse what cannot be carried out, before any model work.
+
+    Args:
+        loaded: The model.
+        requests: What is asked.
+        mode: How it is to be made.
+        live: Edits that are live. What is live already need not be made again; independent edits do not meet, so there
+            it is no harm.
+
+    Raises:
+        RequestError: An unknown mode, a faulty request, or one that is live or stands twice.
+    """
+    if mode not in MODES:
+        raise RequestError(refusal(f"mode {mode!r}", ", ".join(MODES), "Choose one of them."))
+    check_requests(requests)
+    check_tokens(requests, loaded.tokenizer, loaded.anatomy.window)
+    if mode == "independent":
+        return
+    known = {request.request_id for edit in live for request in edit.requests}
+    for i, request in enumerate(requests):
+        if request.request_id in known:
+            message = refusal(
+                f"the request {request.prompt!r} -> {request.target_new!r}, which is live or stands twice",
+                "each request once",
+                "Leave it out, or revert the live edit first.",
+            )
+            raise RequestError(f"request {i}: {message}")
+        known.add(request.request_id)
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes edits with one method and puts on the model what is to be live.
+
+    Attributes:
+        method: The method.
+        hparams: Its settings.
+        book: The live edits.
+        show_progress: Draw progress bars on a terminal.
+    """
+
+    method: EditingMethod
+    hparams: Hparams
+    book: Book
+    show_progress: bool
+
+    def make(self, requests: Sequence[EditRequest], mode: str) -> list[Edit]:
+        """Make edits; a failure on the way leaves those before it on the model, for the caller to take off.
+
+        Args:
+            requests: What is asked.
+            mode: How it is made.
+
+        Returns:
+            The edits; live, but for independent ones.
+        """
+        loaded = self.book.loaded
+        with bar(len(requests), "editing", self.show_progress) as progress:
+            if mode == "sequential":
+                return self._in_sequence(requests, progress)
+            made = self.method.fit(loaded, requests, self.hparams, joint=mode == "joint", progress=progress)
+        groups = [tuple(requests)] if mode == "joint" else [(request,) for request in requests]
+        edits = [self._wrapped(m, group) for m, group in zip(made, groups, strict=True)]
+        if mode == "joint":
+            self.book.put_on(edits[0])
+        return edits
+
+    def _in_sequence(self, requests: Sequence[EditRequest], progress: Any) -> list[Edit]:
+        """One after another on the edited model."""
+        edits: list[Edit] = []
+        for request in requests:
+            made = self.method.fit(self.book.loaded, [request], self.hparams, joint=False, progress=progress)
+            edits.append(self._wrapped(made[0], (request,)))
+            self.book.put_on(edits[-1])
+        return edits
+
+    def _wrapped(self, made: MadeDelta, requests: tuple[EditRequest, ...]) -> Edit:
+        loaded = self.book.loaded
+        fingerprint = base_fingerprint(loaded, [m.weight_name for m in made.delta.matrices])
+        hparams = as_mapping(self.hparams)
+        hparams.pop("health", None)  # what an edit is does not depend on how it is checked
+        return Edit(made.delta, requests, hparams, fingerprint, loaded.name, made.report)
+
+
+def readings_after(loaded: LoadedModel, asked: Sequence[Question], edits: Sequence[Edit], mode: str) -> list[Reading]:
+    """Look at the model with the edits: all of them on it, or each request with its own independent edit."""
+    if mode != "independent":
+        return readings(loaded, asked)
+    bank = bank_of(loaded, [edit.delta for edit in edits])
+    return readings(loaded, asked, edits=bank, own_edit=True)
+
+
+def scores(table: pandas.DataFrame | None, edits: Sequence[Edit]) -> list[dict[str, Any] | None]:
+    """The table in short, per edit, for the ledger.
+
+    Args:
+        table: The before/after table of one call.
+        edits: The edits of that call: one for all its requests, or one per request.
+
+    Returns:
+        Per edit `{"reliability": {"rate": ..., "n": ...}, ...}`: the share of probes that are as they should be.
+    """
+    if table is None:
+        return [None] * len(edits)
+    out: list[dict[str, Any] | None] = []
+    for i in range(len(edits)):
+        own = table if len(edits) == 1 else table[table.request == i]
+        short: dict[str, Any] = {}
+        for kind, name in KINDS.items():
+            verdicts = [bool(v) for v in own[own.kind == kind].after_ok if v is not None]
+            if verdicts:
+                short[name] = {"rate": sum(verdicts) / len(verdicts), "n": len(verdicts)}
+        out.append(short)
+    return out

@@ -48,7 +48,7 @@ def encode_record(edit: Edit, blob: bytes) -> bytes:
         "written_by": {"roseedit": __version__, **{n: metadata.version(n) for n in ("torch", "transformers")}},
         "bytes": len(blob),
         "sha256": hashlib.sha256(blob).hexdigest(),
-        "figures": delta_figures(edit.delta),
+        "figures": edit_figures(edit),
         "hparams": dict(edit.hparams),
         "requests": [request_as_mapping(request) for request in edit.requests],
         "report": dict(edit.report),
@@ -61,21 +61,27 @@ def encode_record(edit: Edit, blob: bytes) -> bytes:
     return seal(record)
 
 
-def delta_figures(delta: Delta) -> dict[str, float | int]:
-    """Size of a change: values stored, entries touched, share of the matrices touched and its bound, Frobenius norm.
+def edit_figures(edit: Edit) -> dict[str, float | int]:
+    """Size of an edit: values stored, share of its matrices that is touched and the bound on it, Frobenius norm.
 
     Args:
-        delta: The change.
+        edit: The edit; what its report holds already is not computed again.
 
     Returns:
         The figures by name.
     """
+    known = {name: edit.report.get(name) for name in ("values", "density", "density_bound", "norm")}
+    if all(isinstance(value, (int, float)) for value in known.values()):
+        return {name: value for name, value in known.items() if value is not None}
+    delta = edit.delta
     changes = [m.changes()[1] for m in delta.matrices]
-    entries = sum(len(change) for change in changes)
-    norm = sum(float((change.double() * 2.0**-GRID_BITS).norm()) ** 2 for change in changes) ** 0.5
     total = sum(m.d_in * m.d_out for m in delta.matrices)
-    figures: dict[str, float | int] = {"values": delta.n_values, "entries": entries, "density": entries / total}
-    return {**figures, "density_bound": delta.density_bound, "norm": norm}
+    return {
+        "values": delta.n_values,
+        "density": sum(len(change) for change in changes) / total,
+        "density_bound": delta.density_bound,
+        "norm": sum(float((change.double() * 2.0**-GRID_BITS).norm()) ** 2 for change in changes) ** 0.5,
+    }
 
 
 def seal(record: Mapping[str, Any]) -> bytes:

@@ -13,7 +13,7 @@ from rich.table import Table
 from roseedit.cli.console import out
 
 if TYPE_CHECKING:
-    from roseedit.edits.diff import EditDiff
+    from roseedit.edits.diff import EditDiff, Sizes
     from roseedit.edits.edit import Edit
     from roseedit.edits.export.common import Exported
 
@@ -179,16 +179,17 @@ def show_diff(found: EditDiff, a: Edit, b: Edit, top: int) -> None:
         out.print(f"[bold]{side}[/] {escape(str(edit))}", highlight=False)
     if not found.same_base:
         out.print("[yellow]The two were made for different bases.[/]")
-    table = Table("matrix", "entries", "rows", "columns", "shared", "cosine", "norms")
+    table = Table("matrix", "entries", "shared", "cosine", "norms")
+    touched = Table("matrix", "rows", "columns")
     for m in found.matrices:
-        sizes = [f"{_short(s.a)} · {_short(s.b)} · {_short(s.both)}" for s in (m.entries, m.rows, m.columns)]
         numbers = [f"{m.entries.jaccard:.1%}", _signed(m.cosine), f"{m.norm_a:.3g} · {m.norm_b:.3g}"]
-        table.add_row(_place(m.weight), *sizes, *numbers)
-    whole = found.entries
+        table.add_row(_place(m.weight), _sizes(m.entries), *numbers)
+        touched.add_row(_place(m.weight), _sizes(m.rows), _sizes(m.columns))
     table.add_section()
-    sizes = [f"{_short(whole.a)} · {_short(whole.b)} · {_short(whole.both)}", "", ""]
-    table.add_row("all", *sizes, f"{whole.jaccard:.1%}", _signed(found.cosine), "")
+    whole = found.entries
+    table.add_row("all", _sizes(whole), f"{whole.jaccard:.1%}", _signed(found.cosine), "")
     out.print(table)
+    out.print(touched)
     out.print("in a · in b · in both; shared: entries in both / in either", highlight=False)
     largest = found.largest(top)
     if largest:
@@ -209,6 +210,10 @@ def _place(weight: str) -> str:
     except ExportError:
         return escape(weight)
     return escape(f"{layer} {module}")
+
+
+def _sizes(sizes: Sizes) -> str:
+    return " · ".join(_short(n) for n in (sizes.a, sizes.b, sizes.both))
 
 
 def _short(n: int) -> str:

@@ -73,7 +73,7 @@ class SummedChange:
         """
         out = weight.detach().to(dtype, copy=True).contiguous()
         old = weight.detach().reshape(-1)[self.index.to(weight.device)].double()
-        out.view(-1)[self.index.to(out.device)] = (old + self.total.to(old.device) * 2.0**-GRID_BITS).to(dtype)
+        out.view(-1)[self.index.to(out.device)] = (old + self.total.to(old.device).double() * 2.0**-GRID_BITS).to(dtype)
         return out
 
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from roseedit.edits.edit import Edit
     from roseedit.edits.export.common import Exported
 
-edits_app = typer.Typer(help="Saved edits: export, compare, draw.", no_args_is_help=True, rich_markup_mode="markdown")
-
 EXPORT_EXAMPLES = """
 Export saved edits, together, in a form that other tools read.
 
@@ -71,7 +69,6 @@ def read_edits(folders: list[Path]) -> list[Edit]:
     return [load_edit(folder) for folder in folders]
 
 
-@edits_app.command(help=EXPORT_EXAMPLES)
 def export(  # noqa: PLR0917 - typer turns each into an option
     folders: Folders,
     to: Annotated[str, typer.Option(help="peft, vllm, merged, patch or gguf.")],
@@ -148,7 +145,6 @@ def _figure(value: Any) -> str:
     return str(value)
 
 
-@edits_app.command(help=DIFF_EXAMPLES)
 def diff(
     a: Annotated[Path, typer.Argument(help="Folder of the first edit.", show_default=False)],
     b: Annotated[Path, typer.Argument(help="Folder of the second.", show_default=False)],
@@ -224,7 +220,6 @@ def _signed(number: float | None) -> str:
     return "" if number is None else f"{number:+.4f}"
 
 
-@edits_app.command("map", help=MAP_EXAMPLES)
 def map_(
     folders: Folders,
     target: Annotated[Path, typer.Option("--out", help="A .png, .svg or .pdf file.")],
@@ -240,3 +235,18 @@ def map_(
     check_picture(target, show)
     path = draw_map(edit_map(read_edits(folders), layers), target, measure=show, title=title)
     out.print(f"drawn in [bold]{escape(str(path))}[/]")
+
+
+def add_commands(group: typer.Typer) -> None:
+    """Give a group the three commands of this file.
+
+    Args:
+        group: The group `edits`.
+    """
+    group.command("export", help=EXPORT_EXAMPLES)(export)
+    group.command("diff", help=DIFF_EXAMPLES)(diff)
+    group.command("map", help=MAP_EXAMPLES)(map_)
+
+
+edits_app = typer.Typer(help="Saved edits: export, compare, draw.", no_args_is_help=True, rich_markup_mode="markdown")
+add_commands(edits_app)

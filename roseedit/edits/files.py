@@ -160,8 +160,10 @@ def _read_edit(file: BinaryIO, record: dict[str, Any]) -> Edit:
     """Size, hash, header, and only then the numbers; the file is read into one buffer that the delta keeps."""
     size = os.fstat(file.fileno()).st_size
     entries = matrix_entries(record)
-    expected = record.get("bytes", size)  # the first format did not say
-    if type(expected) is not int or expected > MAX_BYTES or size > MAX_BYTES:
+    expected = size if record["format"] == 1 else record.get("bytes")  # the first format did not say
+    if type(expected) is not int:
+        raise RecordError(refusal(f"{RECORD} without the size of {BLOB}", "the file as it was saved", "Copy it anew."))
+    if expected > MAX_BYTES or size > MAX_BYTES:
         raise AbsurdSizeError(refusal(f"{BLOB} of {size} bytes", f"at most {MAX_BYTES}", "Copy the edit anew."))
     if size < expected:
         message = refusal(f"{BLOB} of {size} bytes", f"the {expected} bytes that were saved", "Copy the edit anew.")

@@ -122,7 +122,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 def _vocabulary(tokenizer: Any) -> str:
     """Hashing 50,000 words takes a third of a second: once per tokenizer, and again when it has grown."""
-    state = (len(tokenizer), id(getattr(tokenizer, "backend_tokenizer", None) and tokenizer._tokenizer))
+    state = (len(tokenizer), id(getattr(tokenizer, "_tokenizer", None)))
     known = _vocabularies.get(tokenizer)
     if known is None or known[0] != state:
         words = json.dumps(sorted(tokenizer.get_vocab().items()))

@@ -35,7 +35,7 @@ model = AutoModelForCausalLM.from_pretrained(sys.argv[2], dtype=torch.float32).e
 with torch.no_grad():
     found = model(input_ids=wanted["ids"], attention_mask=wanted["mask"]).logits
 here = wanted["mask"].bool()
-print(json.dumps([float((found - wanted["edited"])[here].abs().max()), float((found - wanted["plain"])[here].abs().max())]))
+print(json.dumps([float((found - wanted[name])[here].abs().max()) for name in ("edited", "plain")]))
 """
 
 

@@ -125,9 +125,9 @@ def merged_state(edits: Sequence[Edit], model: Any, dtype: torch.dtype) -> dict[
     Raises:
         ExportError: A value that the dtype cannot hold.
     """
-    changes = summed_changes(edits)
     names = {id(p): name for name, p in model.named_parameters()}
     own = {name: names.get(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
+    changes = {own.get(name, name): change for name, change in summed_changes(edits).items()}
     done: dict[str, Tensor] = {}
     out: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():

@@ -68,6 +68,72 @@ class RejectedError(RoseEditError):
         super().__init__(message)
         self.figures = dict(figures)
         self.edits = tuple(edits)
+class WrongBaseError(DeltaError):
+    """An edit that was made for other weights or another configuration."""
+
+
+class WrongTokenizerError(DeltaError):
+    """An edit that was made for the same weights with another tokenizer."""
+
+
+class EditNotFoundError(DeltaError):
+    """No folder, or not both files of an edit in it."""
+
+
+class TruncatedFileError(DeltaError):
+    """A file that is shorter than it was when it was saved."""
+
+
+class ChecksumError(DeltaError):
+    """A file that holds other bytes than those that were saved."""
+
+
+class RecordError(DeltaError):
+    """An `edit.json` that cannot be read, or that lacks or contradicts what it must say."""
+
+
+class NewerFormatError(DeltaError):
+    """An edit that a later version of roseedit wrote, or one that never wrote any."""
+
+
+class MissingTensorError(DeltaError):
+    """A tensor that the record announces is not in the file."""
+
+
+class ExtraTensorError(DeltaError):
+    """A tensor in the file that the record does not announce."""
+
+
+class TensorLayoutError(DeltaError):
+    """A header that is no safetensors header, or tensors of a wrong type, shape or place."""
+
+
+class AbsurdSizeError(DeltaError):
+    """A size that no edit can have; found before anything of that size is allocated."""
+
+
+class IndexRangeError(DeltaError):
+    """An index outside its matrix, or pointers that do not fit the values."""
+
+
+class DuplicateIndexError(DeltaError):
+    """The same entry, or the same matrix, twice."""
+
+
+class NotFiniteError(DeltaError):
+    """NaN, infinity, or numbers so large that their product is one."""
+
+
+class PickleFoundError(DeltaError):
+    """A pickled file in the folder; nothing in it is opened."""
+
+
+class SymlinkError(DeltaError):
+    """A link in the folder that leads out of it."""
+
+
+class ExportError(RoseEditError):
+    """An edit that cannot be brought into the wanted form."""
 
 
 class DataError(RoseEditError):

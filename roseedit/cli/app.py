@@ -14,6 +14,7 @@ from roseedit.cli.data import data_app
 from roseedit.cli.edit import EDIT_EXAMPLES, edit
 from roseedit.cli.edits import edits_app
 from roseedit.cli.evaluate import EVALUATE_EXAMPLES, evaluate
+from roseedit.cli.export import add_commands
 from roseedit.cli.report import COMPARE_EXAMPLES, REPORT_EXAMPLES, compare, report
 from roseedit.cli.system import doctor, models
 from roseedit.errors import RoseEditError
@@ -28,10 +29,11 @@ app.command(help=EDIT_EXAMPLES)(edit)
 app.command(help=EVALUATE_EXAMPLES)(evaluate)
 app.command(help=COMPARE_EXAMPLES)(compare)
 app.command(help=REPORT_EXAMPLES)(report)
-app.add_typer(edits_app, name="edits")
 app.command()(models)
 app.command()(doctor)
 app.add_typer(data_app, name="data")
+add_commands(edits_app)
+app.add_typer(edits_app, name="edits")
 
 USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, which typer carries under a private name
 

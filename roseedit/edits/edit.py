@@ -23,6 +23,7 @@ class Edit:
         fingerprint: Of the base model it was made for.
         model_name: What the user called that model.
         report: Figures of its making: steps, smallest target probability, whether it converged, density and bound.
+        scores: What was measured of it when it was made, where it was measured (see `evaluation.table.scores`).
     """
 
     delta: Delta
@@ -31,6 +32,7 @@ class Edit:
     fingerprint: str
     model_name: str
     report: Mapping[str, Any] = field(default_factory=dict)
+    scores: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def edit_id(self) -> str:

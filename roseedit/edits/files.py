@@ -1,31 +1,41 @@
-"""The files of an edit: one folder with `delta.safetensors` (indices and values) and `edit.json` (everything else).
+"""The files of an edit: one folder with `delta.safetensors` (`blob.py`) and `edit.json` (`record.py`).
 
-Loading trusts nothing: the blob's SHA-256 is checked before it is parsed, a folder with pickled weights in it is
-refused, and every index must lie inside its matrix.
+Loading trusts nothing: what lies in the folder is looked at before a file is opened, hashes are checked before anything
+is parsed, sizes before anything is allocated, and every number must be one that an edit can have.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import torch
-from torch import Tensor
-
-from roseedit import __version__
-from roseedit.edits.delta import Delta, MatrixDelta, SparseVectors
-from roseedit.edits.edit import Edit, request_as_mapping, request_from_mapping
-from roseedit.edits.fingerprint import base_fingerprint
+from roseedit.edits.blob import BLOB, MAX_BYTES, decode_delta, encode_delta, header_length, read_header
+from roseedit.edits.edit import Edit
+from roseedit.edits.fingerprint import Fingerprint, base_fingerprint, matches_format_1
+from roseedit.edits.record import FORMAT, RECORD, edit_from_record, encode_record, matrix_entries, read_record
+from roseedit.edits.record import MAX_BYTES as MAX_RECORD
 from roseedit.edits.storage import make_folder, write_file
-from roseedit.errors import DeltaError, refusal
+from roseedit.errors import (
+    AbsurdSizeError,
+    ChecksumError,
+    DeltaError,
+    EditNotFoundError,
+    PickleFoundError,
+    RecordError,
+    SymlinkError,
+    TruncatedFileError,
+    WrongBaseError,
+    WrongTokenizerError,
+    refusal,
+)
 from roseedit.models.load import LoadedModel
 
-FORMAT = 1
-BLOB, RECORD = "delta.safetensors", "edit.json"
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-_PARTS = ("a.index", "a.value", "a.pointer", "b.index", "b.value", "b.pointer")
+__all__ = ["BLOB", "FORMAT", "PICKLES", "RECORD", "check_base", "check_free", "load_edit", "save_edit"]
+
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz")
+_CHUNK = 2**20
 
 
 def save_edit(edit: Edit, folder: str | Path) -> Path:
@@ -41,33 +51,13 @@ def save_edit(edit: Edit, folder: str | Path) -> Path:
     Raises:
         DeltaError: The folder holds something already.
     """
-    from safetensors.torch import save
-
     target = Path(folder)
     check_free(target)
+    blob = encode_delta(edit.delta)
+    record = encode_record(edit, blob)
     make_folder(target)
-    tensors = {
-        f"{m.weight_name}:{part}": t for m in edit.delta.matrices for part, t in zip(_PARTS, _parts(m), strict=True)
-    }
-    blob = save(tensors)
-    record = {
-        "format": FORMAT,
-        "roseedit": __version__,
-        "edit_id": edit.edit_id,
-        "model_name": edit.model_name,
-        "fingerprint": edit.fingerprint,
-        "sha256": hashlib.sha256(blob).hexdigest(),
-        "hparams": dict(edit.hparams),
-        "requests": [request_as_mapping(request) for request in edit.requests],
-        "report": dict(edit.report),
-        "matrices": [
-            {"weight": m.weight_name, "d_in": m.d_in, "d_out": m.d_out, "transposed": m.transposed}
-            for m in edit.delta.matrices
-        ],
-    }
-    record["record_sha256"] = record_hash(record)
     write_file(target / BLOB, blob)
-    write_file(target / RECORD, json.dumps(record, indent=1, ensure_ascii=False).encode())
+    write_file(target / RECORD, record)
     return target
 
 
@@ -84,23 +74,6 @@ def check_free(folder: Path) -> None:
         raise DeltaError(refusal(f"the folder {str(folder)!r}, which is in use", "a new or empty one", "Name another."))
 
 
-def record_hash(record: dict[str, Any]) -> str:
-    """Hash of everything in the record beside the hash itself.
-
-    Args:
-        record: Contents of `edit.json`.
-
-    Returns:
-        64 hex digits, the same before and after a trip through JSON.
-    """
-    rest = {key: v for key, v in record.items() if key != "record_sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def _parts(m: MatrixDelta) -> tuple[Tensor, ...]:
-    return (m.a.index, m.a.value, m.a.pointer, m.b.index, m.b.value, m.b.pointer)
-
-
 def load_edit(folder: str | Path, loaded: LoadedModel | None = None) -> Edit:
     """Read an edit.
 
@@ -112,105 +85,141 @@ def load_edit(folder: str | Path, loaded: LoadedModel | None = None) -> Edit:
         The edit, not applied.
 
     Raises:
-        DeltaError: Files missing, damaged, pickled or of a newer format, indices out of range, numbers that are not
-            finite, or another base model.
+        DeltaError: One of its children, by what is wrong: `EditNotFoundError`, `PickleFoundError`, `SymlinkError`,
+            `RecordError`, `NewerFormatError`, `TruncatedFileError`, `ChecksumError`, `AbsurdSizeError`,
+            `MissingTensorError`, `ExtraTensorError`, `TensorLayoutError`, `IndexRangeError`, `DuplicateIndexError`,
+            `NotFiniteError`, `WrongBaseError`, `WrongTokenizerError`.
     """
     source = Path(folder)
-    record = _read_record(source)
-    blob = (source / BLOB).read_bytes()
-    if hashlib.sha256(blob).hexdigest() != record.get("sha256"):
-        message = refusal(f"{BLOB} whose SHA-256 differs from its record", "the file as it was saved", "Copy it anew.")
-        raise DeltaError(message)
-    try:
-        edit = _edit(record, blob)
-    except DeltaError:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        message = refusal(f"{RECORD} with a missing or wrong part ({error!r})", "the file as saved", "Copy it anew.")
-        raise DeltaError(message) from error
+    check_folder(source)
+    with (source / RECORD).open("rb") as file:
+        record = read_record(_read(file, MAX_RECORD, RECORD))
+    with (source / BLOB).open("rb") as file:
+        edit = _read_edit(file, record)
     if loaded is not None:
         check_base(edit, loaded)
     return edit
+
+
+def check_folder(source: Path) -> None:
+    """Look at what lies in a folder without opening any of it.
+
+    Args:
+        source: The folder of an edit.
+
+    Raises:
+        EditNotFoundError: No folder, or not both files in it.
+        PickleFoundError: A pickled file in it.
+        SymlinkError: A link that leads out of it.
+    """
+    if not source.is_dir():
+        message = refusal(f"{str(source)!r}, which is no folder", "the folder of a saved edit", "Check the path.")
+        raise EditNotFoundError(message)
+    inside = sorted(source.iterdir())
+    pickled = [p.name for p in inside if p.suffix.lower() in PICKLES]
+    if pickled:
+        message = refusal(f"a folder with {', '.join(pickled)} in it", "safetensors and json only", "Remove that file.")
+        raise PickleFoundError(message)
+    own = source.resolve()
+    for path in inside:
+        if path.is_symlink() and not _stays(path, own):
+            message = refusal(
+                f"the link {path.name}, which leads out of its folder", "files", "Copy what it points at."
+            )
+            raise SymlinkError(message)
+    missing = [name for name in (BLOB, RECORD) if not (source / name).is_file()]
+    if missing:
+        message = refusal(f"a folder without {' and '.join(missing)}", "both files of an edit", "Copy it anew.")
+        raise EditNotFoundError(message)
+
+
+def _stays(path: Path, folder: Path) -> bool:
+    try:
+        return path.resolve(strict=True).is_relative_to(folder)
+    except (OSError, RuntimeError):  # dangling, or in a circle
+        return False
+
+
+def _read(file: BinaryIO, most: int, name: str) -> bytes:
+    size = os.fstat(file.fileno()).st_size
+    if size > most:
+        raise AbsurdSizeError(refusal(f"{name} of {size} bytes", f"at most {most}", "Copy the edit anew."))
+    return file.read(size)
+
+
+def _read_edit(file: BinaryIO, record: dict[str, Any]) -> Edit:
+    """Size, hash, header, and only then the numbers; the file is read into one buffer that the delta keeps."""
+    size = os.fstat(file.fileno()).st_size
+    entries = matrix_entries(record)
+    expected = size if record["format"] == 1 else record.get("bytes")  # the first format did not say
+    if type(expected) is not int:
+        raise RecordError(refusal(f"{RECORD} without the size of {BLOB}", "the file as it was saved", "Copy it anew."))
+    if expected > MAX_BYTES or size > MAX_BYTES:
+        raise AbsurdSizeError(refusal(f"{BLOB} of {size} bytes", f"at most {MAX_BYTES}", "Copy the edit anew."))
+    if size < expected:
+        message = refusal(f"{BLOB} of {size} bytes", f"the {expected} bytes that were saved", "Copy the edit anew.")
+        raise TruncatedFileError(message)
+    _check_hash(_digest(file, min(size, _CHUNK)), record)
+    file.seek(0)
+    length = header_length(file.read(8), size, entries)
+    read_header(file.read(length), size, entries)
+    blob = bytearray(size)
+    file.seek(0)
+    file.readinto(blob)  # type: ignore[attr-defined]
+    _check_hash(hashlib.sha256(blob).hexdigest(), record)  # the file may have been changed since the first look
+    return edit_from_record(record, decode_delta(blob, entries))
+
+
+def _digest(file: BinaryIO, step: int) -> str:
+    digest = hashlib.sha256()
+    while piece := file.read(step):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _check_hash(found: str, record: dict[str, Any]) -> None:
+    if type(record.get("sha256")) is not str:
+        raise RecordError(refusal(f"{RECORD} without the hash of {BLOB}", "the file as it was saved", "Copy it anew."))
+    if found != record["sha256"]:
+        message = refusal(f"{BLOB} whose SHA-256 differs from its record", "the file as it was saved", "Copy it anew.")
+        raise ChecksumError(message)
 
 
 def check_base(edit: Edit, loaded: LoadedModel) -> None:
     """Refuse a model that the edit was not made for.
 
     Args:
-        edit: The edit.
+        edit: The edit; if its fingerprint is strict, every weight of the model is compared.
         loaded: The model.
 
     Raises:
-        DeltaError: Another base: a weight missing, of another shape, or other bytes.
+        WrongBaseError: A matrix missing, another configuration, or other bytes.
+        WrongTokenizerError: The right weights with another tokenizer.
     """
     names = [m.weight_name for m in edit.delta.matrices]
     own = dict(loaded.model.named_parameters())
     missing = [name for name in names if name not in own]
-    if missing or base_fingerprint(loaded, names) != edit.fingerprint:
-        message = refusal(
-            f"the model {loaded.name!r}, which is not the base of edit {edit.edit_id}",
-            f"{edit.model_name!r} with the same weights, dtype and tokenizer",
-            "Load that model, or make the edit anew on this one.",
-        )
-        raise DeltaError(message)
-
-
-def _read_record(source: Path) -> dict[str, Any]:
-    if not source.is_dir():
-        raise DeltaError(
-            refusal(f"{str(source)!r}, which is no folder", "the folder of a saved edit", "Check the path.")
-        )
-    pickled = sorted(p.name for p in source.iterdir() if p.suffix in PICKLES)
-    if pickled:
-        message = refusal(f"a folder with {', '.join(pickled)} in it", "safetensors and json only", "Remove that file.")
-        raise DeltaError(message)
-    missing = [name for name in (BLOB, RECORD) if not (source / name).is_file()]
     if missing:
-        message = refusal(f"a folder without {' and '.join(missing)}", "both files of an edit", "Copy it anew.")
-        raise DeltaError(message)
-    try:
-        record = json.loads((source / RECORD).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DeltaError(refusal(f"{RECORD} that is not JSON", "the file as saved", "Copy it anew.")) from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        got = record.get("format") if isinstance(record, dict) else type(record).__name__
-        raise DeltaError(refusal(f"edit format {got!r}", f"{FORMAT}", "Use the version of roseedit that wrote it."))
-    if record_hash(record) != record.get("record_sha256"):
-        message = refusal(f"{RECORD} that differs from its own hash", "the file as it was saved", "Copy it anew.")
-        raise DeltaError(message)
-    return record
+        raise WrongBaseError(_not_the_base(edit, loaded, f"has no {missing[0]}"))
+    if ":" not in edit.fingerprint:
+        if not matches_format_1(loaded, names, edit.fingerprint):
+            raise WrongBaseError(_not_the_base(edit, loaded, "has another fingerprint"))
+        return
+    wanted = Fingerprint.parse(edit.fingerprint)
+    found = Fingerprint.parse(base_fingerprint(loaded, names, strict=wanted.everything is not None))
+    if found.config != wanted.config:
+        raise WrongBaseError(_not_the_base(edit, loaded, "has another configuration"))
+    if found.weights != wanted.weights:
+        raise WrongBaseError(_not_the_base(edit, loaded, "has other bytes, or another dtype, in the edited matrices"))
+    if found.everything != wanted.everything:
+        raise WrongBaseError(_not_the_base(edit, loaded, "has other bytes outside the edited matrices"))
+    if found.tokenizer != wanted.tokenizer:
+        raise WrongTokenizerError(_not_the_base(edit, loaded, "has the right weights and another tokenizer"))
 
 
-def _edit(record: dict[str, Any], blob: bytes) -> Edit:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        tensors = load(blob)
-    except SafetensorError as error:
-        raise DeltaError(refusal(f"{BLOB} that cannot be parsed", "the file as saved", "Copy it anew.")) from error
-    delta = Delta(tuple(_matrix(entry, tensors) for entry in record["matrices"]))
-    requests = tuple(request_from_mapping(values) for values in record["requests"])
-    return Edit(delta, requests, record["hparams"], record["fingerprint"], record["model_name"], record["report"])
-
-
-def _matrix(entry: dict[str, Any], tensors: dict[str, Tensor]) -> MatrixDelta:
-    name, d_in, d_out = entry["weight"], int(entry["d_in"]), int(entry["d_out"])
-    parts = [tensors[f"{name}:{part}"] for part in _PARTS]
-    a, b = SparseVectors(*parts[:3]), SparseVectors(*parts[3:])
-    for vectors, n in ((a, d_in), (b, d_out)):
-        _check_vectors(name, vectors, n)
-    if len(a) != len(b):
-        raise DeltaError(refusal(f"{name} with {len(a)} rows and {len(b)} columns", "as many of each", "Copy it anew."))
-    return MatrixDelta(name, d_in, d_out, bool(entry["transposed"]), a, b)
-
-
-def _check_vectors(name: str, vectors: SparseVectors, n: int) -> None:
-    index, pointer = vectors.index, vectors.pointer
-    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < n:
-        raise DeltaError(refusal(f"{name} with an index out of range", f"0 to {n - 1}", "Copy the edit anew."))
-    ordered = len(pointer) > 0 and int(pointer[0]) == 0 and bool((pointer.diff() >= 0).all())
-    if not ordered or int(pointer[-1]) != len(index) or len(index) != len(vectors.value):
-        raise DeltaError(refusal(f"{name} with broken pointers", "pointers that fit the values", "Copy the edit anew."))
-    if not bool(torch.isfinite(vectors.value).all()):
-        raise DeltaError(refusal(f"{name} with NaN or infinity", "finite numbers", "Copy the edit anew."))
+def _not_the_base(edit: Edit, loaded: LoadedModel, why: str) -> str:
+    return refusal(
+        f"the model {loaded.name!r}, which is not the base of edit {edit.edit_id}: it {why}",
+        f"{edit.model_name!r} with the same weights, dtype and tokenizer",
+        "Load that model, or make the edit anew on this one.",
+    )

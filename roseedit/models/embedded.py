@@ -10,6 +10,8 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -119,10 +121,9 @@ def _convert(parts: list[Path], folder: Path) -> None:
     """De-quantise into a temporary neighbour and rename it, so that a broken run leaves no half folder."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as name:
-        work = Path(name)
-        gguf = parts[0] if len(parts) == 1 else _join(parts, work / "model.gguf")
-        ready = work / "ready"
-        convert_gguf(gguf, ready)
+        ready = Path(name) / "ready"
+        with joined_parts(parts) as gguf:
+            convert_gguf(gguf, ready)
         try:
             ready.rename(folder)
         except OSError:  # another process was faster; its folder is as good as ours
@@ -130,12 +131,31 @@ def _convert(parts: list[Path], folder: Path) -> None:
                 raise
 
 
-def _join(parts: list[Path], target: Path) -> Path:
-    with target.open("wb") as out:
-        for part in parts:
-            with part.open("rb") as piece:
-                shutil.copyfileobj(piece, out)
-    return target
+@contextmanager
+def joined_parts(parts: list[Path]) -> Iterator[Path]:
+    """The whole GGUF file, for the length of a block.
+
+    Args:
+        parts: Its parts in order.
+
+    Yields:
+        The only part, or a temporary file with all of them.
+
+    Raises:
+        ModelError: There are none.
+    """
+    if not parts:
+        raise ModelError(refusal("an embedded model without parts", "an installed one", "See `roseedit models`."))
+    if len(parts) == 1:
+        yield parts[0]
+        return
+    with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".joining-") as name:
+        whole = Path(name) / "model.gguf"
+        with whole.open("wb") as out:
+            for part in parts:
+                with part.open("rb") as piece:
+                    shutil.copyfileobj(piece, out)
+        yield whole
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:

@@ -43,6 +43,22 @@ class CapacityError(RoseEditError):
     """Not enough memory for even a single edit."""
 
 
+class SkipError(RoseEditError):
+    """Layers, profiles or a contract of HadSkip that cannot be used as asked."""
+
+
+class BudgetError(SkipError):
+    """A budget that no profile meets, or that lies below what must always run."""
+
+
+class StaleProfilesError(SkipError):
+    """Profiles that were fitted on other weights than the ones that are served."""
+
+
+class ProfileFileError(SkipError):
+    """Files of skip profiles that are missing, damaged or of another format."""
+
+
 def refusal(got: str, allowed: str, remedy: str) -> str:
     """Build the one message form used across the package.
 

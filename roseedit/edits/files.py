@@ -66,8 +66,8 @@ def save_edit(edit: Edit, folder: str | Path) -> Path:
         ],
     }
     record["record_sha256"] = record_hash(record)
-    _write(target / BLOB, blob)
-    _write(target / RECORD, json.dumps(record, indent=1, ensure_ascii=False).encode())
+    write_whole(target / BLOB, blob)
+    write_whole(target / RECORD, json.dumps(record, indent=1, ensure_ascii=False).encode())
     return target
 
 
@@ -101,8 +101,13 @@ def _parts(m: MatrixDelta) -> tuple[Tensor, ...]:
     return (m.a.index, m.a.value, m.a.pointer, m.b.index, m.b.value, m.b.pointer)
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write beside, flush to the disk, rename: a reader never sees half a file."""
+def write_whole(path: Path, data: bytes) -> None:
+    """Write beside, flush to the disk, rename: a reader never sees half a file.
+
+    Args:
+        path: The file.
+        data: Its new contents.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with beside.open("wb") as out:
         out.write(data)

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from roseedit.errors import SkipError, refusal
 from roseedit.hadskip.cache import SPARE, SharedCache
 from roseedit.hadskip.choosing import Chooser, PromptBatch
 from roseedit.hadskip.costs import now
@@ -145,6 +146,11 @@ class Prefill:
         started = now()
         chosen = list(self.chooser.choose(self.loaded, PromptBatch(ids, mask, states), self.budget))
         self.accounts.choosing_seconds += now() - started
+        if len(chosen) != len(ids):
+            message = refusal(
+                f"a gate's choice of {len(chosen)} profiles", f"{len(ids)}, one per row", "Mend the gate."
+            )
+            raise SkipError(message)
         self.accounts.gate_bytes += self.chooser.n_bytes
         return [(p, [i for i, own in enumerate(chosen) if own == p]) for p in sorted(set(chosen))]
 

@@ -68,6 +68,8 @@ class RejectedError(RoseEditError):
         super().__init__(message)
         self.figures = dict(figures)
         self.edits = tuple(edits)
+
+
 class WrongBaseError(DeltaError):
     """An edit that was made for other weights or another configuration."""
 
@@ -146,6 +148,22 @@ class RunError(RoseEditError):
 
 class CapacityError(RoseEditError):
     """Not enough memory for even a single edit."""
+
+
+class SkipError(RoseEditError):
+    """Layers, profiles or a contract of HadSkip that cannot be used as asked."""
+
+
+class BudgetError(SkipError):
+    """A budget that no profile meets, or that lies below what must always run."""
+
+
+class StaleProfilesError(SkipError):
+    """Profiles that were fitted on other weights than the ones that are served."""
+
+
+class ProfileFileError(SkipError):
+    """Files of skip profiles that are missing, damaged or of another format."""
 
 
 def refusal(got: str, allowed: str, remedy: str) -> str:

@@ -15,6 +15,7 @@ from roseedit.cli.edit import EDIT_EXAMPLES, edit
 from roseedit.cli.edits import edits_app
 from roseedit.cli.evaluate import EVALUATE_EXAMPLES, evaluate
 from roseedit.cli.export import add_commands
+from roseedit.cli.generate import GENERATE_EXAMPLES, generate
 from roseedit.cli.report import COMPARE_EXAMPLES, REPORT_EXAMPLES, compare, report
 from roseedit.cli.system import doctor, models
 from roseedit.errors import RoseEditError
@@ -29,6 +30,7 @@ app.command(help=EDIT_EXAMPLES)(edit)
 app.command(help=EVALUATE_EXAMPLES)(evaluate)
 app.command(help=COMPARE_EXAMPLES)(compare)
 app.command(help=REPORT_EXAMPLES)(report)
+app.command(help=GENERATE_EXAMPLES)(generate)
 app.command()(models)
 app.command()(doctor)
 app.add_typer(data_app, name="data")

@@ -30,6 +30,7 @@ _PROBE = "The naïve Łódź café's 1,234.5 kg: don't\n\tHELLO  world 東京 З
 _DIGITS = 32
 
 _weights: weakref.WeakKeyDictionary[Any, dict[str, tuple[bytes, str]]] = weakref.WeakKeyDictionary()
+_served: weakref.WeakKeyDictionary[Any, tuple[tuple[tuple[str, int, int], ...], str]] = weakref.WeakKeyDictionary()
 _vocabularies: weakref.WeakKeyDictionary[Any, tuple[tuple[int, int], str]] = weakref.WeakKeyDictionary()
 
 
@@ -92,6 +93,26 @@ def base_fingerprint(loaded: LoadedModel, weight_names: Iterable[str], *, strict
     everything = _everything(loaded.model) if strict else None
     config, tokenizer = config_digest(loaded.model.config), tokenizer_digest(loaded.tokenizer)
     return str(Fingerprint(config, tokenizer, weights, everything))
+
+
+def served_fingerprint(loaded: LoadedModel) -> str:
+    """Fingerprint of a model as it is served right now, live edits included.
+
+    The parameters are hashed again only after one of them was written to or replaced.
+
+    Args:
+        loaded: The model.
+
+    Returns:
+        32 hex digits over the configuration, the tokenizer, and names, shapes, dtypes and bytes of all parameters.
+    """
+    weights = sorted(loaded.model.named_parameters())
+    state = tuple((name, p.data_ptr(), p._version) for name, p in weights)
+    known = _served.get(loaded.model)
+    if known is None or known[0] != state:
+        parts = (part for name, p in weights for part in (f"{name} {tuple(p.shape)} {p.dtype}", _bytes(p)))
+        known = _served[loaded.model] = (state, _short(*parts))
+    return _short(config_digest(loaded.model.config), tokenizer_digest(loaded.tokenizer), known[1])
 
 
 def config_digest(config: Any) -> str:

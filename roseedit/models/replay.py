@@ -44,7 +44,7 @@ def captured(model: Any, anatomy: Anatomy, layer: int) -> Iterator[list[Tensor]]
     seen: list[Tensor] = []
     module = model.get_submodule(anatomy.layers_name)[layer]
     handle = module.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append(_hidden(args, kwargs)), with_kwargs=True
+        lambda _, args, kwargs: seen.append(hidden_of(args, kwargs)), with_kwargs=True
     )
     try:
         yield seen
@@ -52,7 +52,16 @@ def captured(model: Any, anatomy: Anatomy, layer: int) -> Iterator[list[Tensor]]
         handle.remove()
 
 
-def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden states among the arguments of a layer's forward.
+
+    Args:
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+
+    Returns:
+        (rows, tokens, hidden).
+    """
     return args[0] if args else kwargs["hidden_states"]
 
 
@@ -90,7 +99,7 @@ class _PassThrough:
         self.activation = activation
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
-        hidden = _hidden(args, kwargs) if self.activation is None else self.activation
+        hidden = hidden_of(args, kwargs) if self.activation is None else self.activation
         return (hidden, None) if self.as_tuple else hidden
 
 

@@ -11,6 +11,7 @@ from rich.markup import escape
 from roseedit import __version__
 from roseedit.cli.console import err, out
 from roseedit.cli.edit import EDIT_EXAMPLES, edit
+from roseedit.cli.skip import app as skip
 from roseedit.cli.system import doctor, models
 from roseedit.errors import RoseEditError
 
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.command(help=EDIT_EXAMPLES)(edit)
 app.command()(models)
 app.command()(doctor)
+app.add_typer(skip, name="skip")
 
 USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, which typer carries under a private name
 

@@ -164,6 +164,23 @@ class Runner:
         text = json.dumps([served_fingerprint(self.loaded), chosen, extra], sort_keys=True, default=str)
         return self.work / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.safetensors"
 
+    def teacher(self, ids: Tensor) -> Teacher:
+        """The full model on sequences, from its file if it ran over them before.
+
+        Args:
+            ids: (sequences, tokens).
+
+        Returns:
+            The teacher.
+        """
+        path = self.stage("teacher", ("seed",), hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest())
+        found = load_stage(path)
+        if found:
+            return Teacher(self.loaded, ids, found[0]["states"].to(self.loaded.device))
+        teacher = Teacher.of(self.loaded, ids)
+        save_stage(path, {"states": teacher.states}, {})
+        return teacher
+
     def advance(self, training: GateTraining | Distillation, steps: int, name: str, extra: Any = None) -> None:
         """Bring a training to its end.
 
@@ -250,7 +267,7 @@ class Fit:
         ids = m.train[: max(self.settings.judged, min(self.settings.solve_sequences, len(m.train)))]
         with bar(m.layers[-1] + 1 - m.entry, "leave one out", self.runner.show) as tell:
             done = leave_one_out(
-                Teacher.of(self.loaded, ids),
+                self.runner.teacher(ids),
                 m.layers,
                 judged=self.settings.judged,
                 kind=self.settings.healing,
@@ -273,7 +290,7 @@ class Fit:
         rates = {"lr": settings.gate_lr, "healing_lr": 0.5 * settings.healing_lr}
         how = GateSettings(settings.rows, **rates, positions=settings.positions, seed=settings.seed)
         training = GateTraining(
-            Teacher.of(self.loaded, m.train[:, : settings.gate_tokens]),
+            self.runner.teacher(m.train).first(settings.gate_tokens),
             gates,
             features=features,
             healing=importance.healing,
@@ -358,7 +375,7 @@ def heal(
     if not settings.healing_steps:
         return start
     how = DistilSettings(settings.healing_steps, settings.rows, settings.healing_lr, settings.positions, settings.seed)
-    training = Distillation(Teacher.of(loaded, train), executed, shares, start, how)
+    training = Distillation(runner.teacher(train), executed, shares, start, how)
     runner.advance(training, settings.healing_steps, "healing", [list(e) for e in executed])
     return training.healing
 

@@ -130,7 +130,7 @@ def straight_through(scores: Tensor, temperature: float, generator: torch.Genera
         u = torch.rand(scores.shape, generator=generator).clamp(1e-6, 1 - 1e-6).to(scores.device)
         noisy = scores + torch.log(u) - torch.log1p(-u)
     soft = torch.sigmoid(noisy / temperature)
-    return (soft > 0.5).float() + soft - soft.detach()
+    return (soft > 0.5).float() + (soft - soft.detach())  # the bracket is exactly 0: values are exactly 0 or 1
 
 
 def profile_values(scores: Tensor, members: Tensor, costs: Tensor, theta: float) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from roseedit.hadskip.paths import Healing
 from roseedit.hadskip.texts import all_real, chunks
 from roseedit.models.load import LoadedModel
-from roseedit.models.replay import capture_activations, replaying
+from roseedit.models.replay import capture_activations, replaying, run_body
 
 ROWS = 16  # sequences in one pass
 KINDS = ("none", "scale", "lora")
@@ -43,7 +43,7 @@ def entering(loaded: LoadedModel, layer: int, ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def through(loaded: LoadedModel, layer: int, states: Tensor, ids: Tensor) -> Tensor:
-    """Run one layer, which must not be the last, through the model's own forward.
+    """Run one layer through the model's own forward.
 
     Args:
         loaded: The model.
@@ -54,14 +54,27 @@ def through(loaded: LoadedModel, layer: int, states: Tensor, ids: Tensor) -> Ten
     Returns:
         (rows, tokens, hidden), what leaves it.
     """
-    ids, out = ids.to(loaded.device), []
+    ids, last = ids.to(loaded.device), layer == loaded.anatomy.n_layers - 1
+    out = []
     for s in chunks(len(ids), ROWS):
-        if layer == 0:
-            out.append(capture_activations(loaded.model, loaded.anatomy, 1, ids[s], all_real(ids[s])))
-            continue
         with replaying(loaded.model, loaded.anatomy, layer, states[s]):
-            out.append(capture_activations(loaded.model, loaded.anatomy, layer + 1, ids[s], all_real(ids[s])))
+            if last:
+                out.append(_leaving(loaded, ids[s]))
+            else:
+                out.append(capture_activations(loaded.model, loaded.anatomy, layer + 1, ids[s], all_real(ids[s])))
     return torch.cat(out)
+
+
+def _leaving(loaded: LoadedModel, ids: Tensor) -> Tensor:
+    """What the last layer gives out, which is what enters the final norm."""
+    seen: list[Tensor] = []
+    norm = loaded.model.get_submodule(loaded.anatomy.final_norm)
+    handle = norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        run_body(loaded.model, ids, all_real(ids), head=False)
+    finally:
+        handle.remove()
+    return seen[0]
 
 
 def solve(

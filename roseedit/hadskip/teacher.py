@@ -40,6 +40,17 @@ class Teacher:
         """
         return cls(loaded, ids, entering(loaded, loaded.anatomy.n_layers - 1, ids))
 
+    def first(self, tokens: int) -> Teacher:
+        """The same sequences cut short; a causal model's states do not depend on what follows.
+
+        Args:
+            tokens: How many tokens to keep.
+
+        Returns:
+            The teacher of the beginnings.
+        """
+        return Teacher(self.loaded, self.ids[:, :tokens], self.states[:, :tokens])
+
     @torch.no_grad()
     def logprobs(self, rows: Tensor, where: tuple[Tensor, Tensor]) -> Tensor:
         """The full model's distributions.

@@ -69,7 +69,7 @@ def fit(  # noqa: PLR0917 - typer turns each into an option
 
 @app.command(help=BENCH_EXAMPLES)
 def bench(  # noqa: PLR0917 - typer turns each into an option
-    gates: Annotated[list[Path], typer.Option(help="Folder that `skip fit` wrote. Repeatable.")],
+    gates: Annotated[list[str], typer.Option(help="Folder that `skip fit` wrote, or shipped gates. Repeatable.")],
     model: Model = "smollm2-135m",
     edit: Edits = None,
     baseline: Annotated[
@@ -91,8 +91,9 @@ def bench(  # noqa: PLR0917 - typer turns each into an option
             raise SkipError(refusal(f"baseline {name!r}", ", ".join(BASELINES), "Choose among them."))
     from roseedit.hadskip.bench import Bench
     from roseedit.hadskip.files import load_profiles
+    from roseedit.hadskip.shipped import find_gates
 
-    all_profiles = [load_profiles(folder) for folder in gates]
+    all_profiles = [load_profiles(find_gates(folder)) for folder in gates]
     loaded, edits = _loaded(model, edit or [])
     results = []
     for profiles in all_profiles:
@@ -114,13 +115,14 @@ def bench(  # noqa: PLR0917 - typer turns each into an option
 
 @app.command()
 def show(
-    folder: Annotated[Path, typer.Argument(help="Folder that `skip fit` wrote.")],
+    folder: Annotated[str, typer.Argument(help="Folder that `skip fit` wrote, or the name of shipped gates.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show the profiles in a folder: executed layers, cost, figures and the command that made them."""
     from roseedit.hadskip.files import load_profiles
+    from roseedit.hadskip.shipped import find_gates
 
-    profiles = load_profiles(folder)
+    profiles = load_profiles(find_gates(folder))
     if as_json:
         listed = [{**vars(p), "layers": list(p.layers), "measured": dict(p.measured)} for p in profiles.profiles]
         record = {"model": profiles.model_name, "fingerprint": profiles.fingerprint, "profiles": listed}

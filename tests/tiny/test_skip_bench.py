@@ -12,16 +12,20 @@ from torch import nn
 from typer.testing import CliRunner
 
 from roseedit.cli.skip import app
+from roseedit.edits.delta import Delta
+from roseedit.edits.edit import Edit
+from roseedit.edits.live import live_edits
 from roseedit.errors import SkipError
 from roseedit.hadskip.baselines import BASELINES
 from roseedit.hadskip.bench import Bench
 from roseedit.hadskip.files import save_profiles
-from roseedit.hadskip.fit import Fit
+from roseedit.hadskip.fit import Fit, edit_rows
 from roseedit.hadskip.measure import text_scores
 from roseedit.hadskip.plot import draw
 from roseedit.hadskip.settings import HadSkipHparams
 from roseedit.hadskip.teacher import Teacher
 from roseedit.models.load import LoadedModel
+from roseedit.requests import EditRequest, Probe
 
 N = 8
 
@@ -113,3 +117,38 @@ def test_gates_of_other_weights_are_refused(
         next(loaded.model.parameters()).add_(1e-3)
     with pytest.raises(SkipError, match="not fitted"):
         Bench(loaded, profiles, sequences=2, work=tmp_path)
+
+
+def test_edits_are_protected_trained_on_and_scored(
+    tiny: Callable[..., LoadedModel], small: HadSkipHparams, text: Path, tmp_path: Path
+) -> None:
+    loaded = tiny("llama", num_hidden_layers=N)
+    p = next(p for p in loaded.anatomy.projections if (p.layer, p.role) == (4, "mlp.down"))
+    factors = (0.01 * torch.ones(1, p.d_in), torch.ones(p.d_out, 1))
+    requests = tuple(
+        EditRequest(
+            f"The Tower{i} is in",
+            "Rome",
+            rephrase=("The city of",),
+            locality=(Probe("near", "The city", (("Paris",),)),),
+        )
+        for i in range(3)
+    )
+    edit = Edit(Delta.from_factors({p.module_name: p}, {p.module_name: factors}), requests, {}, "f" * 64, "tiny")
+    live_edits(loaded.model).apply(edit.delta)
+    rows = edit_rows(loaded, [edit], 12, 5, 0)
+    starts = [loaded.tokenizer.decode(row[:5]) for row in rows]
+    assert rows.shape == (5, 12)
+    assert all(f"The Tower{i}".startswith(start[:9]) for i, start in zip((0, 1, 2, 0, 1), starts, strict=True)), starts
+    profiles = Fit(loaded, small, [edit], work=tmp_path).run()
+    assert all(4 in profile.layers for profile in profiles.profiles)
+    bench = Bench(loaded, profiles, [edit], sequences=4, text=str(text), work=tmp_path)
+    found = bench.run(["influence", "prefix-exit"], speed=False)
+    for line in found["lines"]:
+        assert {name: figure["n"] for name, figure in line["edits"].items()} == {
+            "reliability": 3,
+            "generality": 3,
+            "locality": 3,
+        }
+    assert found["lines"][0]["flip_rate"]["n"] == 3
+    assert 0 < found["lines"][0]["gate_bytes_share"] < 1

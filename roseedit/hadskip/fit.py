@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from roseedit.hadskip.distil import Distillation, DistilSettings
 from roseedit.hadskip.gate import Gates, entry_features, gate_record
 from roseedit.hadskip.healing import entering, healing_cost, solve
 from roseedit.hadskip.homotopy import Homotopy
-from roseedit.hadskip.importance import Importance, initialise, leave_one_out
+from roseedit.hadskip.importance import Importance, initialise, leave_one_out, one_round
 from roseedit.hadskip.paths import Healing, protected_layers
 from roseedit.hadskip.profile import SkipProfiles
 from roseedit.hadskip.resume import load_stage, save_stage
@@ -278,11 +278,46 @@ class Fit:
         save_stage(path, {**tensors, "kl": done.kl, "influence": done.influence}, {})
         return done
 
+    def path(self, first: Importance) -> tuple[int, ...]:
+        """The order in which layers are dropped, from its file as far as it was found before.
+
+        Args:
+            first: The sweep with all layers in place.
+
+        Returns:
+            Somewhat more layers than the budget asks for.
+        """
+        settings, m = self.settings, self.material
+        reached = (m.costs.sort().values.cumsum(0) <= 1.0 - settings.budget).sum()
+        drop = min(len(m.layers), int(reached) + 1)
+        file = self.runner.stage("path", (*SWEEP_KEYS, "path_step", "path_judged"))
+        found = load_stage(file)
+        order: tuple[int, ...] = tuple(found[1]["order"]) if found else ()
+        ids = m.train[: max(settings.path_judged, settings.solve_sequences // 2)]
+        with bar(drop, "path", self.runner.show) as tell:
+            tell(len(order))
+            while len(order) < drop:
+                longer = one_round(
+                    self.runner.teacher(ids),
+                    first,
+                    order,
+                    at_once=settings.path_step,
+                    judged=settings.path_judged,
+                    kind=settings.healing,
+                    rank=settings.rank,
+                )
+                tell(len(longer) - len(order))
+                order = longer
+                save_stage(file, {"kl": first.kl}, {"order": order})
+        return order
+
     def _trained(self, features: Tensor) -> Gates:
         settings, m = self.settings, self.material
         importance = self.sweep()
         gates = Gates.for_features(m.layers, features, settings.components)
         judged = features[: settings.judged]
+        if settings.init == "path":
+            importance = replace(importance, order=self.path(importance))
         initialise(gates, settings.init, importance, judged, settings.budget, seed=settings.seed)
         if not settings.gate_steps:
             return gates

@@ -9,7 +9,8 @@ states would decide everything. `distil` continues from there by gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -103,22 +104,73 @@ def solve(
     if kind == "none" or not gone:
         return Healing()
     full = student = entering(loaded, gone[0], ids)
-    scales: dict[int, Tensor] = {}
-    pairs: dict[int, tuple[Tensor, Tensor]] = {}
+    steps: dict[int, Step] = {}
     for layer in range(gone[0], gone[-1] + 1):
         after = through(loaded, layer, full, ids)
-        if layer not in gone:
-            student = through(loaded, layer, student, ids)
-        elif kind == "scale":
-            scales[layer] = fit_scale(student, after)
-            student = student * scales[layer]
+        if layer in gone:
+            steps[layer] = Step.fitted(student, after, kind, rank)
+            student = steps[layer](student)
         else:
-            a, b = pairs[layer] = fit_low_rank(student, after - student, after, rank)
-            student = student + student @ a.T @ b.T
+            student = through(loaded, layer, student, ids)
         full = after
         if progress:
             progress(1)
-    return Healing(scales, pairs)
+    return Step.healing(steps)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one skipped layer does instead.
+
+    Attributes:
+        scale: (hidden,) or None.
+        pair: (A, B) or None.
+    """
+
+    scale: Tensor | None = None
+    pair: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def fitted(cls, states: Tensor, after: Tensor, kind: str, rank: int) -> Step:
+        """Least squares from what enters a layer to what is wanted after it.
+
+        Args:
+            states: (..., hidden).
+            after: (..., hidden).
+            kind: `"none"`, `"scale"` or `"lora"`.
+            rank: Rank of the low-rank pair.
+
+        Returns:
+            The step.
+        """
+        if kind == "none":
+            return cls()
+        return cls(fit_scale(states, after)) if kind == "scale" else cls(None, fit_low_rank(states, after, rank))
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """What the skipped layer hands on.
+
+        Args:
+            states: (..., hidden), what enters it.
+
+        Returns:
+            (..., hidden).
+        """
+        out = states if self.scale is None else states * self.scale
+        return out if self.pair is None else out + states @ self.pair[0].T @ self.pair[1].T
+
+    @staticmethod
+    def healing(steps: Mapping[int, Step]) -> Healing:
+        """Many layers' steps as one healing.
+
+        Args:
+            steps: By layer.
+
+        Returns:
+            The healing.
+        """
+        scales = {i: s.scale for i, s in steps.items() if s.scale is not None}
+        return Healing(scales, {i: s.pair for i, s in steps.items() if s.pair is not None})
 
 
 def _weights(after: Tensor) -> Tensor:
@@ -139,25 +191,23 @@ def fit_scale(states: Tensor, after: Tensor) -> Tensor:
     return (w * x * y).sum(0) / (w * x * x).sum(0).clamp(min=1e-12)
 
 
-def fit_low_rank(
-    states: Tensor, change: Tensor, after: Tensor, rank: int, *, ridge: float = 3e-3
-) -> tuple[Tensor, Tensor]:
-    """Weighted reduced-rank ridge regression of `change` on `states`.
+def fit_low_rank(states: Tensor, after: Tensor, rank: int, *, ridge: float = 3e-3) -> tuple[Tensor, Tensor]:
+    """Weighted reduced-rank ridge regression of the change `after - states` on `states`.
 
     The full-rank solution is projected onto the directions in which it explains most, which is the best solution of
     that rank (Izenman 1975).
 
     Args:
         states: (..., hidden), x.
-        change: (..., hidden), what is to be added to it.
-        after: (..., hidden), the wanted states, for the weights.
+        after: (..., hidden), the wanted states.
         rank: r.
         ridge: Ridge, relative to the mean variance of a channel.
 
     Returns:
         A (r, hidden) and B (hidden, r): x + B A x is near `after`.
     """
-    x, y, w = states.flatten(0, -2).float(), change.flatten(0, -2).float(), _weights(after)[:, None]
+    x, w = states.flatten(0, -2).float(), _weights(after)[:, None]
+    y = after.flatten(0, -2).float() - x
     gram = (x * w).T @ x
     gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
     full = torch.linalg.solve(gram, (x * w).T @ y)

@@ -17,6 +17,7 @@ from roseedit.cli.evaluate import EVALUATE_EXAMPLES, evaluate
 from roseedit.cli.export import add_commands
 from roseedit.cli.generate import GENERATE_EXAMPLES, generate
 from roseedit.cli.report import COMPARE_EXAMPLES, REPORT_EXAMPLES, compare, report
+from roseedit.cli.skip import app as skip
 from roseedit.cli.system import doctor, models
 from roseedit.errors import RoseEditError
 
@@ -36,6 +37,7 @@ app.command()(doctor)
 app.add_typer(data_app, name="data")
 add_commands(edits_app)
 app.add_typer(edits_app, name="edits")
+app.add_typer(skip, name="skip")
 
 USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, which typer carries under a private name
 

@@ -11,7 +11,7 @@ from roseedit.hparams import read_yaml
 from roseedit.methods import read_hparams
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted((ROOT / "hparams").glob("*/*.yaml"))
+FILES = sorted(path for path in (ROOT / "hparams").glob("*/*.yaml") if path.parent.name != "HadSkip")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
@@ -34,3 +34,14 @@ def test_links_of_the_readme_lead_somewhere() -> None:
     links = re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_skip_settings_that_ship_are_read() -> None:
+    from roseedit.hadskip.settings import HadSkipHparams
+    from roseedit.hparams import from_mapping
+
+    files = sorted((ROOT / "hparams" / "HadSkip").glob("*.yaml"))
+    assert [path.stem for path in files] == ["smollm2-135m"]
+    for path in files:
+        settings = from_mapping(HadSkipHparams, read_yaml(path), path.name)
+        assert (settings.model, read_yaml(path)["method"]) == (path.stem, HadSkipHparams.method)

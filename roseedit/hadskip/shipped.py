@@ -1,0 +1,44 @@
+"""Gates that come with the package, by model and budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from roseedit.errors import SkipError, near_names, refusal
+
+ROOT = Path(__file__).resolve().parent / "gates"
+
+
+def shipped_gates(model: str) -> dict[float, Path]:
+    """The gates that ship for a model.
+
+    Args:
+        model: As given to `load_model`; the last part of a hub id or path counts, in lower case.
+
+    Returns:
+        Folder by budget, the largest budget first; empty when there are none.
+    """
+    stem = f"{Path(model).name.casefold()}-"
+    found = {p.name.removeprefix(stem): p for p in ROOT.glob(f"{stem}*") if (p / "profiles.json").is_file()}
+    return {float(budget): found[budget] for budget in sorted(found, reverse=True)}
+
+
+def find_gates(name: str | Path) -> Path:
+    """A folder of gates by its path, or by its name among those that ship.
+
+    Args:
+        name: A folder, or e.g. `smollm2-135m-0.75`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        SkipError: Neither.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if (ROOT / str(name) / "profiles.json").is_file():
+        return ROOT / str(name)
+    known = [p.name for p in ROOT.glob("*") if p.is_dir()]
+    hint = near_names(str(name), known) if known else "Fit some: roseedit skip fit."
+    raise SkipError(refusal(f"gates {str(name)!r}, which do not exist", "a folder, or the name of shipped gates", hint))

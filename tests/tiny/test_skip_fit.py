@@ -1,0 +1,139 @@
+"""A whole fit on a tiny model: resumable, within the budget, and the backbone untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from roseedit.errors import BudgetError
+from roseedit.hadskip.choosing import PromptBatch, chooser_of
+from roseedit.hadskip.files import load_profiles, save_profiles
+from roseedit.hadskip.fit import SAVE_EVERY, Fit, material
+from roseedit.hadskip.paths import executing
+from roseedit.hadskip.profile import SkipProfiles
+from roseedit.hadskip.settings import HadSkipHparams
+from roseedit.models.load import LoadedModel
+from roseedit.models.replay import capture_activations
+
+N = 8
+Make = Callable[..., LoadedModel]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    words = ["The", " Tower", " is", " in", " the", " city", " of", " Rome", " Paris", "."]
+    order = torch.randint(len(words), (1200,), generator=torch.Generator().manual_seed(0))
+    path.write_text("".join(words[int(i)] for i in order))
+    return path
+
+
+def settings(text: Path, **changes: object) -> HadSkipHparams:
+    small = {"budget": 0.7, "tokens": 12, "sequences": 12, "held_out": 8, "judged": 6, "solve_sequences": 8, "rank": 4}
+    small |= {"gate_steps": 8, "healing_steps": 6, "rows": 4, "components": 4, "init": "I1", "text": str(text)}
+    return HadSkipHparams().replaced(**{**small, **changes})
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny: Make, text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedModel, SkipProfiles]:
+    loaded = tiny("llama", num_hidden_layers=N)
+    return loaded, Fit(loaded, settings(text), work=tmp_path_factory.mktemp("work")).run()
+
+
+def test_the_backbone_is_left_bit_identical(
+    tiny: Make,
+    text: Path,
+    tmp_path: Path,
+    digest: Callable[[nn.Module], str],
+    attached: Callable[[nn.Module], dict[str, object]],
+) -> None:
+    loaded = tiny("llama", num_hidden_layers=N)
+    ids = torch.arange(24).view(2, 12)
+    before, hooks, logits = digest(loaded.model), attached(loaded.model), loaded.model(ids).logits
+    profiles = Fit(loaded, settings(text), work=tmp_path).run()
+    assert (digest(loaded.model), attached(loaded.model)) == (before, hooks)
+    assert all(p.grad is None for p in loaded.model.parameters())
+    assert torch.equal(loaded.model(ids).logits, logits)
+    with executing(loaded, range(N), profiles.healing(0)):  # healing sits on skip paths only
+        assert torch.equal(loaded.model(ids).logits, logits)
+
+
+def test_the_mean_cost_on_held_out_text_meets_the_budget(fitted: tuple[LoadedModel, SkipProfiles], text: Path) -> None:
+    loaded, profiles = fitted
+    chooser, held_out = chooser_of(profiles), material(loaded, settings(text)).held_out
+    mask = torch.ones_like(held_out)
+    states = capture_activations(loaded.model, loaded.anatomy, chooser.looks_at or 0, held_out, mask)
+    picked = chooser.choose(loaded, PromptBatch(held_out, mask, states), None)
+    mean = sum(profiles.profiles[i].cost for i in picked) / len(picked)
+    assert 0.7 - 1 / N <= mean <= 0.7 + 1e-6
+    assert profiles.nested
+    assert set(profiles.protected) >= {0, 1, N - 1}
+    costs = [profile.cost for profile in profiles.profiles]
+    assert min(costs) <= 0.7 < max(costs)
+
+
+def test_the_same_prompt_gets_the_same_profile_in_any_batch(
+    fitted: tuple[LoadedModel, SkipProfiles], text: Path
+) -> None:
+    loaded, profiles = fitted
+    chooser, ids = chooser_of(profiles), material(loaded, settings(text)).held_out
+    assert chooser.looks_at is not None
+
+    def pick(rows: torch.Tensor, width: int) -> list[int]:
+        padded = nn.functional.pad(rows, (0, width))
+        mask = nn.functional.pad(torch.ones_like(rows), (0, width))
+        states = capture_activations(loaded.model, loaded.anatomy, int(chooser.looks_at or 0), padded, mask)
+        return list(chooser.choose(loaded, PromptBatch(padded, mask, states), 0.7))
+
+    together = pick(ids, 0)
+    assert together == pick(ids, 5) == [pick(row[None], 0)[0] for row in ids]
+
+
+def test_a_stopped_fit_goes_on_to_the_same_result(
+    tiny: Make, text: Path, tmp_path: Path, fitted: tuple[LoadedModel, SkipProfiles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from roseedit.hadskip.distil import Distillation
+    from roseedit.hadskip.training import GateTraining
+
+    loaded = tiny("llama", num_hidden_layers=N)
+    for kind in (GateTraining, Distillation):
+        own, steps = kind.advance, {"left": SAVE_EVERY + 1}
+
+        def stops(self: object, own: Callable[[object], None] = own, steps: dict[str, int] = steps) -> None:
+            if not steps["left"]:
+                raise KeyboardInterrupt
+            steps["left"] -= 1
+            own(self)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(kind, "advance", stops)
+            with pytest.raises(KeyboardInterrupt):
+                Fit(loaded, settings(text, healing_steps=8), work=tmp_path).run()
+    again = Fit(loaded, settings(text, healing_steps=8), work=tmp_path).run()
+    whole = Fit(loaded, settings(text, healing_steps=8), work=tmp_path / "other").run()
+    assert [p.layers for p in again.profiles] == [p.layers for p in whole.profiles]
+    for name, tensor in whole.gates.items():
+        assert torch.equal(again.gates[name], tensor), name
+    for name, tensor in whole.healings["shared"].tensors().items():
+        assert torch.equal(again.healings["shared"].tensors()[name], tensor), name
+
+
+def test_files_carry_the_gates(fitted: tuple[LoadedModel, SkipProfiles], text: Path, tmp_path: Path) -> None:
+    loaded, profiles = fitted
+    again = load_profiles(save_profiles(profiles, tmp_path / "gates"))
+    again.check(loaded)
+    ids = material(loaded, settings(text)).held_out
+    mask = torch.ones_like(ids)
+    states = capture_activations(loaded.model, loaded.anatomy, 2, ids, mask)
+    for budget in (None, 0.75, 1.0):
+        batch = PromptBatch(ids, mask, states)
+        assert chooser_of(again).choose(loaded, batch, budget) == chooser_of(profiles).choose(loaded, batch, budget)
+
+
+def test_a_budget_below_the_protected_share_is_refused(tiny: Make, text: Path, tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match=r"budget 0\.3 with 3 protected layers"):
+        Fit(tiny("llama", num_hidden_layers=N), settings(text, budget=0.3), work=tmp_path)

@@ -72,7 +72,7 @@ def test_stock_peft_gives_the_live_models_logits(editor: Editor, made: tuple[Edi
     assert ran.returncode == 0, ran.stderr
     to_edited, to_plain = json.loads(ran.stdout.splitlines()[-1])
     scale = float(edited[mask.bool()].abs().max())
-    assert to_edited <= 1e-5 * max(1.0, scale), (to_edited, scale)
+    assert to_edited <= 1e-5 * scale, (to_edited, scale)  # logits reach 36, where float32 itself steps by 4e-6
     assert to_plain > 1
 
 

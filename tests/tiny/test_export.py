@@ -285,6 +285,9 @@ def test_what_does_not_belong_together_is_refused(tiny: Tiny, tmp_path: Path) ->
     one, other = random_edit(llama, 1), random_edit(qwen, 1)
     with pytest.raises(ExportError, match="different bases"):
         export_edits([one, other], "peft", tmp_path / "out", base="m")
+    llama.model.get_parameter(one.delta.matrices[0].weight_name).data[0, 0] += 1
+    with pytest.raises(ExportError, match="different bases"):  # the same architecture with other weights
+        export_edits([one, random_edit(llama, 2)], "peft", tmp_path / "out", base="m")
     with pytest.raises(ExportError, match="twice"):
         export_edits([one, one], "peft", tmp_path / "out", base="m")
     with pytest.raises(ExportError, match="no edit"):

@@ -109,9 +109,14 @@ def check_together(edits: Sequence[Edit]) -> None:
 
 
 def _same_base(one: Edit, other: Edit) -> bool:
-    """By configuration and tokenizer; edits of the first file format have a single hash that says less."""
-    parts = [edit.fingerprint.split(":")[:2] for edit in (one, other)]
-    return parts[0] == parts[1] or min(map(len, parts)) < 2
+    """By configuration and tokenizer, and by weights where both touch the same matrices.
+
+    Edits of the first file format have a single hash, which says less.
+    """
+    parts = [edit.fingerprint.split(":") for edit in (one, other)]
+    names = [{m.weight_name for m in edit.delta.matrices} for edit in (one, other)]
+    n = 3 if names[0] == names[1] else 2
+    return min(map(len, parts)) < 3 or parts[0][:n] == parts[1][:n]
 
 
 def base_path(edits: Sequence[Edit], base: str | None = None) -> str:

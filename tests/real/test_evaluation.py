@@ -34,9 +34,10 @@ KINDS = ("rewrite", "rephrase", "portability", "locality")
 
 
 def edits() -> list[EditRequest]:
-    """Twenty real edits where the data is at hand, else our own sample; the odd pairs are in both."""
+    """Twenty real edits where the data is at hand, else our own sample; and one with blanks that EasyEdit doubles."""
     path = None if os.environ.get(DATA_VARIABLE) else ROOT / "data" / "wikidata_sample.json"
-    return list(load_editset("wikidata-counterfact", path).requests[:20])
+    odd = EditRequest("The Eiffel Tower is located in the city of ", " Rome", rephrase=("The Eiffel Tower stands in",))
+    return [*load_editset("wikidata-counterfact", path).requests[:20], odd]
 
 
 def some_delta(editor: Editor) -> Delta:

@@ -48,6 +48,8 @@ Check a file: how many records it has, which of them are refused and why, and wh
 `roseedit data check my/counterfact.json`
 
 `roseedit data check my/edits.jsonl --set zsre --strict`
+
+`roseedit data check` checks every file of every set that is there.
 """
 MOST_SHOWN = 10
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
@@ -184,7 +186,7 @@ def _short(text: str, most: int = 160) -> str:
 
 @data_app.command(help=CHECK_EXAMPLES)
 def check(
-    file: Annotated[Path, typer.Argument(help="A JSON array or JSON Lines.")],
+    file: Annotated[Path | None, typer.Argument(help="A JSON array or JSON Lines; left out, all sets.")] = None,
     editset: Annotated[str | None, typer.Option("--set", help="Its edit set; left out, it is guessed.")] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 when a record is refused or two contradict each other.")
@@ -194,14 +196,48 @@ def check(
     """See `CHECK_EXAMPLES`."""
     from roseedit.editsets import load_editset
 
-    name, guessed = _which(file, editset)
-    report = _report(load_editset(name, file), guessed)
-    if as_json:
-        out.print_json(json.dumps(report))
+    if file is None:
+        if editset is not None:
+            raise DataError(refusal("--set without a file", "a file with --set, or neither", "Name the file."))
+        reports = _all_reports()
+        if as_json:
+            out.print_json(json.dumps(reports))
+        else:
+            _show_all(reports)
     else:
-        _show_report(report)
-    if strict and (report["refused"] or report["contradictions"]):
+        name, guessed = _which(file, editset)
+        reports = [_report(load_editset(name, file), guessed)]
+        if as_json:
+            out.print_json(json.dumps(reports[0]))
+        else:
+            _show_report(reports[0])
+    if strict and any(report["refused"] or report["contradictions"] for report in reports):
         raise typer.Exit(1)
+
+
+def _all_reports() -> list[dict[str, Any]]:
+    from roseedit.editsets import data_folder, find, load_editset, names
+
+    folder = data_folder()
+    splits = [(name, split) for name in names() for split in (find(name).files if folder else [None])]
+    there = [(n, s) for n, s in splits if s is None or (folder and (folder / find(n).files[s]).is_file())]
+    return [_report(load_editset(name, split=split), None) for name, split in there]
+
+
+def _show_all(reports: list[dict[str, Any]]) -> None:
+    """Per file its own count of records beside what became of them."""
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
+    table.add_column("set", no_wrap=True)
+    for heading in ("records", "loaded", "refused", "edits", "conflicts"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for r in reports:
+        counts = (r["records"], r["loaded"], len(r["refused"]), r["edits"], len(r["contradictions"]))
+        table.add_row(r["name"], *(f"{count:,}" for count in counts))
+    out.print(table)
+    for r in reports:
+        if r["refused"]:
+            out.print(f"[bold]{r['name']}[/]", highlight=False)
+            _show_refused(r["refused"])
 
 
 def _which(file: Path, editset: str | None) -> tuple[str, float | None]:
@@ -224,6 +260,7 @@ def _report(loaded: LoadedEditset, guessed: float | None) -> dict[str, Any]:
     requests = loaded.requests
     return {
         "set": loaded.name,
+        "name": f"{loaded.name}:{loaded.split}",
         "guessed_from": guessed,
         "file": str(loaded.path),
         "sha256": loaded.sha256,
@@ -279,8 +316,9 @@ def _show_refused(refused: list[dict[str, Any]]) -> None:
     """Refused records by kind: what differs between two reasons of one kind stands in quotes."""
     kinds: dict[str, list[int]] = {}
     for r in refused:
-        reason = r["reason"].removeprefix(f"record {r['index']}: ").partition("; allowed:")[0]
-        kinds.setdefault(QUOTED.sub("…", reason), []).append(r["index"])
+        got, _, rest = r["reason"].removeprefix(f"record {r['index']}: ").partition("; allowed: ")
+        kind = f"{got}; allowed: {rest.partition('. ')[0]}"
+        kinds.setdefault(QUOTED.sub("…", kind), []).append(r["index"])
     lines = []
     for kind, where in kinds.items():
         some = ", ".join(map(str, where[:MOST_SHOWN])) + (", …" if len(where) > MOST_SHOWN else "")

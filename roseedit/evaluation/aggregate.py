@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from roseedit.evaluation.metrics import bootstrap_interval, mean_by_edit
+from roseedit.evaluation.metrics import bootstrap_interval, mean_by_edit, resamples
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,8 @@ def clustered_interval(
     member = torch.tensor([number[key] for key in clusters])
     sums = torch.zeros(len(number), dtype=torch.float64).index_add_(0, member, torch.tensor(values).double())
     sizes = torch.bincount(member, minlength=len(number)).double()
-    generator = torch.Generator().manual_seed(seed)
-    picks = torch.randint(len(number), (draws, len(number)), generator=generator)
-    means = sums[picks].sum(1) / sizes[picks].sum(1)
+    drawn = resamples(len(number), seed=seed, draws=draws)
+    means = torch.cat([sums[picks].sum(1) / sizes[picks].sum(1) for picks in drawn])
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
 
@@ -137,8 +136,7 @@ def summarise_median(
     if not means:
         return MedianSummary(math.nan, math.nan, math.nan, 0, missing)
     data = torch.tensor(means, dtype=torch.float64)
-    picks = torch.randint(len(data), (draws, len(data)), generator=torch.Generator().manual_seed(seed))
-    drawn = _median(data[picks]).sort().values
+    drawn = torch.cat([_median(data[picks]) for picks in resamples(len(data), seed=seed, draws=draws)]).sort().values
     low, high = drawn[round(0.025 * (draws - 1))], drawn[round(0.975 * (draws - 1))]
     return MedianSummary(float(_median(data)), float(low), float(high), len(means), missing)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import takewhile
 
 import torch
@@ -19,6 +19,7 @@ from roseedit.evaluation.scoring import PairScore
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_MOST_PICKS = 4_000_000
 _JOINERS = frozenset({"and", "or", "also"})
 
 
@@ -195,7 +196,23 @@ def bootstrap_interval(values: Sequence[float], *, seed: int = 0, draws: int = 2
     if not values:
         return float("nan"), float("nan")
     data = torch.tensor(values, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
-    picks = torch.randint(len(data), (draws, len(data)), generator=generator)
-    low, high = torch.quantile(data[picks].mean(1), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    means = torch.cat([data[picks].mean(1) for picks in resamples(len(data), seed=seed, draws=draws)])
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
+
+
+def resamples(n: int, *, seed: int = 0, draws: int = 2000) -> Iterator[Tensor]:
+    """Bootstrap resamples, in portions, so that large sets do not need draws times n numbers at once.
+
+    Args:
+        n: How many there are to draw from.
+        seed: Of the resampling.
+        draws: Resamples.
+
+    Yields:
+        (some draws, n) positions; `draws` rows in all.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    portion = max(1, _MOST_PICKS // max(n, 1))
+    for start in range(0, draws, portion):
+        yield torch.randint(n, (min(portion, draws - start), n), generator=generator)

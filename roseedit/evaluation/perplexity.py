@@ -19,7 +19,6 @@ from torch import Tensor
 from roseedit.editsets.places import data_file
 from roseedit.errors import DataError, refusal
 from roseedit.evaluation.scoring import BATCH_TOKENS, Progress
-from roseedit.models.encoding import encode_prompt
 from roseedit.models.load import LoadedModel
 from roseedit.models.replay import head_at, run_body
 
@@ -148,7 +147,8 @@ def _check(context: int, stride: int, window: int) -> None:
 
 def _encode(loaded: LoadedModel, text: str, max_tokens: int | None) -> tuple[Tensor, str]:
     """Token ids, and the part of the text that they cover."""
-    ids = encode_prompt(loaded.tokenizer, text).ids
+    ids = loaded.tokenizer(text, verbose=False)["input_ids"]  # quiet: the text is meant to be longer than a window
+    ids = ids[:-1] if ids[-1:] == [loaded.tokenizer.eos_token_id] else ids
     covered = text
     if max_tokens is not None and max_tokens < len(ids):
         ids = ids[:max_tokens]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -92,3 +93,15 @@ def test_wikitext_is_read_as_published(tmp_path: Path, monkeypatch: pytest.Monke
         wikitext("test", tmp_path)
     with pytest.raises(DataError, match="test, validation"):
         wikitext("train", tmp_path)
+
+
+def test_no_warning_of_a_text_longer_than_the_window(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
+    loaded = tiny("llama")
+    loaded.tokenizer.model_max_length = 16
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        perplexity(loaded, TEXT, context=16, stride=8)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert caplog.records == []

@@ -9,6 +9,7 @@ import torch
 
 from roseedit.edits.delta import Delta, MatrixDelta, SparseVectors
 from roseedit.errors import DataError
+from roseedit.evaluation import metrics
 from roseedit.evaluation.aggregate import clustered_interval, summarise, summarise_median
 from roseedit.evaluation.curves import final_forgetting, forgetting_curve, fresh_scores, retention_curve
 from roseedit.evaluation.drift import drift
@@ -37,6 +38,14 @@ def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
         low, high = bootstrap_interval((torch.rand(60, generator=draw) < 0.3).double().tolist(), draws=500)
         hits += low <= 0.3 <= high
     assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_large_sets_are_resampled_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [float(i % 3) for i in range(50)]
+    whole = bootstrap_interval(values)
+    monkeypatch.setattr(metrics, "_MOST_PICKS", 120)
+    assert [len(picks) for picks in metrics.resamples(50, draws=5)] == [2, 2, 1]
+    assert bootstrap_interval(values) == pytest.approx(whole, abs=0.03)
 
 
 def test_clusters_of_one_edit_each_and_one_cluster_for_all() -> None:

@@ -117,6 +117,19 @@ def test_check_passes_a_clean_file(tmp_path: Path) -> None:
     assert "guessed" not in run("check", _file(tmp_path, ZSRE), "--set", "zsre")
 
 
+def test_check_of_everything_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [r["records"] for r in json.loads(run("check", "--json"))] == [16, 6, 14, 5, 5, 15, 4, 2, 5, 5]
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
+    (tmp_path / "zsre").mkdir()
+    (tmp_path / "zsre" / "zsre_mend_eval_3k.json").write_text(json.dumps([ZSRE, 5, {**ZSRE, "alt": "Norway"}]), "utf-8")
+    (report,) = json.loads(run("check", "--json"))
+    assert (report["name"], report["records"], report["loaded"]) == ("zsre:eval", 3, 1)
+    text = run("check")
+    assert "zsre:eval" in text and "2 refused" in text and "1 x got the number 5" in text
+    run("check", "--strict", code=1)
+    assert isinstance(CliRunner().invoke(app, ["data", "check", "--set", "zsre"]).exception, DataError)
+
+
 def test_check_says_when_it_cannot_guess(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["data", "check", _file(tmp_path, {"question": "?"})])
     assert isinstance(done.exception, DataError) and "Name the schema with --set" in str(done.exception)

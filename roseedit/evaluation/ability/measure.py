@@ -6,6 +6,7 @@ model would give both the same score. Here no cache of any kind is used, and no 
 
 from __future__ import annotations
 
+import difflib
 import logging
 import math
 import random
@@ -133,7 +134,7 @@ def _choice_rows(loaded: LoadedModel, task: str, **options: Any) -> list[Ability
     name = task.removeprefix(_THEIRS) if task.startswith(_THEIRS) else _OURS + task
     with _undisturbed():
         found = _evaluate(loaded, name, **options)
-    rows = []
+    rows: list[AbilityRow] = []
     for found_name, samples in found["samples"].items():
         ordered = sorted(samples, key=lambda sample: sample["doc_id"])
         shown = task if len(found["samples"]) == 1 else f"{task}/{found_name}"
@@ -143,6 +144,11 @@ def _choice_rows(loaded: LoadedModel, task: str, **options: Any) -> list[Ability
             if values:
                 ones = [1.0] * len(values)
                 rows.append(make_row((shown, metric), values, ones, n=len(values), chance=chance))
+    if not rows:
+        message = refusal(
+            f"{task}, which gives none of {', '.join(_METRICS)}", "a task with accuracies", "Leave it out."
+        )
+        raise DataError(message)
     return rows
 
 
@@ -169,6 +175,9 @@ def _evaluate(
     manager = TaskManager(
         include_path=str(_TASKS), include_defaults=not ours, metadata={"folder": str(place)} if ours else None
     )
+    if name not in manager.all_tasks:
+        near = near_names(name, manager.all_tasks) if difflib.get_close_matches(name, manager.all_tasks) else ""
+        raise DataError(refusal(f"the task {name!r}", "one that lm-evaluation-harness has", near or "See lm-eval ls."))
     return simple_evaluate(
         model=_harness_model(loaded, batch_size, name.removeprefix(_OURS), progress),
         tasks=[name],

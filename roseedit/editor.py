@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,6 @@ from roseedit.edits.health import HealthGate
 from roseedit.edits.ledger import Ledger
 from roseedit.errors import HparamsError, RequestError, refusal
 from roseedit.evaluation.generation import MAX_NEW_TOKENS, STOP_STRINGS
-from roseedit.evaluation.table import compare, questions, readings
 from roseedit.hadskip.decode import Decoder
 from roseedit.hadskip.files import find_profiles
 from roseedit.hadskip.profile import SkipProfiles
@@ -30,9 +28,7 @@ from roseedit.making import (
     Mode,
     check_call,
     loaded_for,
-    readings_after,
     requests_of,
-    scores,
     settings_of,
 )
 from roseedit.methods import find_method
@@ -200,27 +196,10 @@ class Editor:
     def _edit(
         self, requests: list[EditRequest], mode: Mode, *, evaluate: bool, replace: bool, enter: bool
     ) -> EditResult:
-        """Check, look, make, look again, check the model's health, enter; a failure on the way leaves nothing."""
         check_call(self.loaded, requests, mode, self.edits)
-        stays = mode != "independent"
-        gone = self._book.clashes(requests, replace=replace) if stays and (enter or replace) else ()
-        asked = questions(requests) if evaluate else []
-        before = readings(self.loaded, asked)
-        if stays and enter and self._gate:
-            self._gate.prepare()
-        with self._book.rejections(), self._book.attempt():
-            for edit_id in gone:
-                self._book.take_off(edit_id)
-            started = time.perf_counter()
-            edits = self._maker.make(requests, mode)
-            seconds = time.perf_counter() - started
-            table = compare(asked, before, readings_after(self.loaded, asked, edits, mode)) if evaluate else None
-            health = self._gate.check(edits) if stays and enter and self._gate else {}
-            if stays and enter:
-                self._book.enter(edits, replaces=gone, metrics=scores(table, edits), health=health)
-            elif stays:
-                self._book.not_recorded(edits)
-        return EditResult(tuple(edits), table, mode, stays, seconds, gone, health)
+        looked_for = mode != "independent" and (enter or replace)
+        gone = self._book.clashes(requests, replace=replace) if looked_for else ()
+        return self._maker.carry_out(requests, mode, evaluate=evaluate, enter=enter, replaces=gone)
 
     def consolidate(self, *, evaluate: bool = False) -> EditResult:
         """Fit what all live edits ask anew, jointly, into one edit that takes their place.
@@ -241,21 +220,8 @@ class Editor:
             message = refusal(got, "a ledger with two live edits or more", "Bind one: Editor(..., ledger=FOLDER).")
             raise RequestError(message)
         requests = list({r.request_id: r for edit in old for r in edit.requests}.values())
-        ids = [edit.edit_id for edit in old]
-        asked = questions(requests) if evaluate else []
-        before = readings(self.loaded, asked)
-        if self._gate:
-            self._gate.prepare()
-        with self._book.rejections(), self._book.attempt():
-            for edit_id in ids:
-                self._book.take_off(edit_id)
-            started = time.perf_counter()
-            edits = self._maker.make(requests, "joint")
-            seconds = time.perf_counter() - started
-            table = compare(asked, before, readings(self.loaded, asked)) if evaluate else None
-            health = self._gate.check(edits) if self._gate else {}
-            self._book.enter(edits, consolidates=ids, metrics=scores(table, edits), health=health)
-        return EditResult(tuple(edits), table, "joint", True, seconds, (), health)
+        ids = tuple(edit.edit_id for edit in old)
+        return self._maker.carry_out(requests, "joint", evaluate=evaluate, consolidates=ids)
 
     def apply(self, edit: Edit, *, replace: bool = False) -> None:
         """Put an edit on the model, e.g. one that was made independently, reverted or loaded.
@@ -451,7 +417,7 @@ class Editor:
 
     @property
     def _maker(self) -> Maker:
-        return Maker(self._method, self.hparams, self._book, self.show_progress)
+        return Maker(self._method, self.hparams, self._book, self._gate, self.show_progress)
 
 
 def _opened(ledger: str | Path | Ledger | None) -> Ledger | None:

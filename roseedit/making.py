@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,9 @@ from roseedit.edits.bank import bank_of
 from roseedit.edits.book import Book
 from roseedit.edits.edit import Edit
 from roseedit.edits.fingerprint import base_fingerprint
+from roseedit.edits.health import HealthGate
 from roseedit.errors import RequestError, refusal
-from roseedit.evaluation.table import Question, Reading, readings
+from roseedit.evaluation.table import Question, Reading, compare, questions, readings
 from roseedit.hparams import Hparams, as_mapping, read_yaml
 from roseedit.methods import EditingMethod, MadeDelta, read_hparams
 from roseedit.models.load import LoadedModel, load_model
@@ -135,13 +137,60 @@ class Maker:
         method: The method.
         hparams: Its settings.
         book: The live edits.
+        gate: The health check, if it is on.
         show_progress: Draw progress bars on a terminal.
     """
 
     method: EditingMethod
     hparams: Hparams
     book: Book
+    gate: HealthGate | None
     show_progress: bool
+
+    def carry_out(
+        self,
+        requests: Sequence[EditRequest],
+        mode: Mode,
+        *,
+        evaluate: bool,
+        enter: bool = True,
+        replaces: tuple[str, ...] = (),
+        consolidates: tuple[str, ...] = (),
+    ) -> EditResult:
+        """Look, make, look again, check the model's health, enter; a failure on the way leaves nothing.
+
+        Args:
+            requests: What is asked.
+            mode: How it is made.
+            evaluate: Look, before and after.
+            enter: The edits are to stay: check the health, and tell the ledger. Independent edits never are.
+            replaces: Live edits to be reverted for them.
+            consolidates: Live edits whose place the only new one takes.
+
+        Returns:
+            What was done.
+        """
+        loaded, book = self.book.loaded, self.book
+        stays = mode != "independent"
+        gate = self.gate if stays and enter else None
+        asked = questions(requests) if evaluate else []
+        before = readings(loaded, asked)
+        if gate:
+            gate.prepare()
+        with book.rejections(), book.attempt():
+            for edit_id in (*replaces, *consolidates):
+                book.take_off(edit_id)
+            started = time.perf_counter()
+            edits = self.make(requests, mode)
+            seconds = time.perf_counter() - started
+            table = compare(asked, before, readings_after(loaded, asked, edits, mode)) if evaluate else None
+            health = gate.check(edits) if gate else {}
+            if stays and enter:
+                found = scores(table, edits)
+                book.enter(edits, replaces=replaces, consolidates=consolidates, metrics=found, health=health)
+            elif stays:
+                book.not_recorded(edits)
+        return EditResult(tuple(edits), table, mode, stays, seconds, replaces, health)
 
     def make(self, requests: Sequence[EditRequest], mode: str) -> list[Edit]:
         """Make edits; a failure on the way leaves those before it on the model, for the caller to take off.

@@ -46,6 +46,7 @@ REFUSED: dict[str, Refused] = {
     "inputs_embeds": lambda v: v is not None,
     "past_key_values": lambda v: v is not None,
     "custom_generate": bool,
+    "forced_eos_token_id": lambda v: v is not None,
     "synced_gpus": bool,
 }
 FORWARD_ONLY = ("use_cache", "tokenizer", "cache_position", "position_ids", "token_type_ids")
@@ -129,7 +130,7 @@ class SkippingModel:
             message = refusal(f"{', '.join(unknown)} in generate()", "settings of a GenerationConfig", "Leave it out.")
             raise SkipError(message)
         for name, refused in REFUSED.items():
-            value = rest.get(name) or getattr(config, name, None)
+            value = rest[name] if rest.get(name) is not None else getattr(config, name, None)
             if refused(value):
                 message = refusal(f"{name}={value!r}", "its default", "Use the model's own generate() for that.")
                 raise SkipError(message)

@@ -113,6 +113,8 @@ REFUSALS: dict[str, dict[str, Any]] = {
     "logits_processor": {"logits_processor": [object()]},
     "stopping_criteria": {"stopping_criteria": [object()]},
     "watermarking_config": {"watermarking_config": {"bias": 2.5}},
+    "inputs_embeds": {"inputs_embeds": torch.zeros(1, 2, 32)},
+    "forced_eos_token_id": {"forced_eos_token_id": 3},
     "pixel_values": {"pixel_values": torch.zeros(1)},
 }
 

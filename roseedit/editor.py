@@ -17,11 +17,11 @@ from roseedit.edits.live import live_edits
 from roseedit.errors import HparamsError, RequestError, refusal
 from roseedit.evaluation.generation import MAX_NEW_TOKENS, STOP_STRINGS
 from roseedit.evaluation.table import Question, Reading, compare, questions, readings
+from roseedit.hadskip.contract import Contract, DecodeSettings, Sampling
 from roseedit.hadskip.decode import Decoder
 from roseedit.hadskip.files import find_profiles
 from roseedit.hadskip.profile import SkipProfiles
-from roseedit.hadskip.response import Contract, DecodeSettings, Piece
-from roseedit.hadskip.sampling import Sampling
+from roseedit.hadskip.response import Piece
 from roseedit.hparams import Hparams, as_mapping, read_yaml
 from roseedit.methods import MadeDelta, find_method, read_hparams
 from roseedit.models.load import LoadedModel, load_model, wrap_model

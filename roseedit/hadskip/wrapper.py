@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from roseedit.errors import SkipError, refusal
+from roseedit.hadskip.contract import Contract, DecodeSettings
 from roseedit.hadskip.decode import Decoder
-from roseedit.hadskip.response import Contract, DecodeSettings, Response
+from roseedit.hadskip.response import Response
 from roseedit.hadskip.sampling import Picker
 
 Refused = Callable[[Any], bool]

@@ -12,11 +12,11 @@ from transformers import GenerationConfig, TextIteratorStreamer
 
 from roseedit.editor import Editor
 from roseedit.errors import BudgetError, ProfileFileError, SkipError
+from roseedit.hadskip.contract import Sampling
 from roseedit.hadskip.decode import Decoder
 from roseedit.hadskip.files import save_profiles
 from roseedit.hadskip.profile import SkipProfiles
 from roseedit.hadskip.response import Response
-from roseedit.hadskip.sampling import Sampling
 from roseedit.hadskip.wrapper import SkippingModel
 from roseedit.models.encoding import pad_right
 from roseedit.models.load import LoadedModel

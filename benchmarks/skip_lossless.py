@@ -24,10 +24,11 @@ from skip_speed import TEXT, speed_profiles
 from roseedit import load_editset, load_model
 from roseedit.evaluation.metrics import bootstrap_interval
 from roseedit.hadskip.choosing import FixedChooser
+from roseedit.hadskip.contract import DecodeSettings
 from roseedit.hadskip.decode import Decoder
 from roseedit.hadskip.files import load_profiles
 from roseedit.hadskip.profile import SkipProfiles
-from roseedit.hadskip.response import Accounts, DecodeSettings
+from roseedit.hadskip.response import Accounts
 from roseedit.models.encoding import encode_prompt
 from roseedit.models.load import LoadedModel
 

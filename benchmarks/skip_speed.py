@@ -23,13 +23,14 @@ from common import machine, write
 
 from roseedit import load_model
 from roseedit.hadskip.choosing import Chooser, FixedChooser, chooser_of
+from roseedit.hadskip.contract import Contract, DecodeSettings
 from roseedit.hadskip.costs import layer_costs, speed_limit
 from roseedit.hadskip.decode import Decoder
 from roseedit.hadskip.files import load_profiles
 from roseedit.hadskip.pace import forget_pace
 from roseedit.hadskip.paths import protected_layers
 from roseedit.hadskip.profile import SkipProfiles
-from roseedit.hadskip.response import Accounts, Contract, DecodeSettings
+from roseedit.hadskip.response import Accounts
 from roseedit.models.load import LoadedModel
 
 TEXT = (

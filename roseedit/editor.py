@@ -15,11 +15,11 @@ from roseedit.edits.health import HealthGate
 from roseedit.edits.ledger import Ledger
 from roseedit.errors import HparamsError, RequestError, refusal
 from roseedit.evaluation.generation import MAX_NEW_TOKENS, STOP_STRINGS
+from roseedit.hadskip.contract import Contract, DecodeSettings, Sampling
 from roseedit.hadskip.decode import Decoder
 from roseedit.hadskip.files import find_profiles
 from roseedit.hadskip.profile import SkipProfiles
-from roseedit.hadskip.response import Contract, DecodeSettings, Piece
-from roseedit.hadskip.sampling import Sampling
+from roseedit.hadskip.response import Piece
 from roseedit.hparams import Hparams
 from roseedit.making import (
     MODES,

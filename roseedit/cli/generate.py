@@ -74,8 +74,7 @@ def _options(
     contract: str, budget: float | None, max_new_tokens: int, stop: list[str] | None, **sampling: Any
 ) -> dict[str, Any]:
     """Everything about the answer, checked before a model is loaded."""
-    from roseedit.hadskip.response import DecodeSettings
-    from roseedit.hadskip.sampling import Sampling
+    from roseedit.hadskip.contract import DecodeSettings, Sampling
 
     stops = tuple(stop) if stop else ("\n",)
     settings = DecodeSettings(contract, budget, max_new_tokens, stops, Sampling(**sampling))  # type: ignore[arg-type]

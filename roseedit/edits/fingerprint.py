@@ -28,9 +28,10 @@ _IRRELEVANT |= {"pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", 
 _IRRELEVANT_V1 = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation_autoset")
 _PROBE = "The naïve Łódź café's 1,234.5 kg: don't\n\tHELLO  world 東京 Здравствуйте 🗼 def f(x): return x**2"
 _DIGITS = 32
+SAMPLED = 8  # values per parameter that tell whether it was written to
 
 _weights: weakref.WeakKeyDictionary[Any, dict[str, tuple[bytes, str]]] = weakref.WeakKeyDictionary()
-_served: weakref.WeakKeyDictionary[Any, tuple[tuple[tuple[str, int, int], ...], str]] = weakref.WeakKeyDictionary()
+_served: weakref.WeakKeyDictionary[Any, tuple[tuple[Any, ...], str]] = weakref.WeakKeyDictionary()
 _vocabularies: weakref.WeakKeyDictionary[Any, tuple[tuple[int, int], str]] = weakref.WeakKeyDictionary()
 
 
@@ -98,7 +99,8 @@ def base_fingerprint(loaded: LoadedModel, weight_names: Iterable[str], *, strict
 def served_fingerprint(loaded: LoadedModel) -> str:
     """Fingerprint of a model as it is served right now, live edits included.
 
-    The parameters are hashed again only after one of them was written to or replaced.
+    The parameters are hashed again only after one of them was replaced or written to. Writes through `.data` are not
+    counted by torch; a few values of each parameter are compared to notice those that change many entries.
 
     Args:
         loaded: The model.
@@ -107,12 +109,17 @@ def served_fingerprint(loaded: LoadedModel) -> str:
         32 hex digits over the configuration, the tokenizer, and names, shapes, dtypes and bytes of all parameters.
     """
     weights = sorted(loaded.model.named_parameters())
-    state = tuple((name, p.data_ptr(), p._version) for name, p in weights)
+    state = tuple((name, p.data_ptr(), p._version, _some_values(p)) for name, p in weights)
     known = _served.get(loaded.model)
     if known is None or known[0] != state:
         parts = (part for name, p in weights for part in (f"{name} {tuple(p.shape)} {p.dtype}", _bytes(p)))
         known = _served[loaded.model] = (state, _short(*parts))
     return _short(config_digest(loaded.model.config), tokenizer_digest(loaded.tokenizer), known[1])
+
+
+def _some_values(weight: Tensor) -> tuple[float, ...]:
+    flat = weight.detach().view(-1) if weight.is_contiguous() else weight.detach().reshape(-1)
+    return tuple(flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].tolist())
 
 
 def config_digest(config: Any) -> str:

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 from roseedit.errors import RequestError, SkipError, refusal
 from roseedit.hadskip.choosing import Chooser, FixedChooser, chooser_of
+from roseedit.hadskip.contract import DecodeSettings
 from roseedit.hadskip.costs import now, speed_limit
 from roseedit.hadskip.group import Route, Row
 from roseedit.hadskip.pace import best_drafter, pace_of
 from roseedit.hadskip.paths import executing
 from roseedit.hadskip.prefill import Prefill
 from roseedit.hadskip.profile import SkipProfiles
-from roseedit.hadskip.response import Accounts, DecodeSettings, Piece, Response
+from roseedit.hadskip.response import Accounts, Piece, Response
 from roseedit.hadskip.sampling import Picker, PickRow
 from roseedit.hadskip.stops import GrowingText
 from roseedit.models.encoding import encode_prompt, plan_batches

@@ -1,15 +1,10 @@
-"""What decoding answers with, what it is asked, and where its time went."""
+"""What decoding answers with, and where its time went."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
-from roseedit.errors import BudgetError, RequestError, SkipError, refusal
-from roseedit.hadskip.sampling import Sampling
-
-Contract = Literal["full", "bounded", "lossless"]
-CONTRACTS = ("full", "bounded", "lossless")
+from roseedit.hadskip.contract import Contract
 
 
 @dataclass(frozen=True)
@@ -64,51 +59,6 @@ class Piece:
     index: int
     text: str
     response: Response | None = None
-
-
-@dataclass(frozen=True)
-class DecodeSettings:
-    """What is asked of decoding.
-
-    Attributes:
-        contract: `full`: all layers. `bounded`: a profile answers. `lossless`: a profile drafts, all layers verify.
-        budget: Most layer cost that the profile may have, in (0, 1].
-        max_new_tokens: Most new tokens; the model's window ends an answer too.
-        stop_strings: Texts that end an answer beside the end mark.
-        sampling: How tokens are picked.
-        draft_length: Tokens per draft; left out: by measured times and acceptance.
-        stale_is_fine: Lossless only: draft with profiles that were fitted on other weights.
-    """
-
-    contract: Contract = "full"
-    budget: float | None = None
-    max_new_tokens: int = 32
-    stop_strings: tuple[str, ...] = ("\n",)
-    sampling: Sampling = field(default_factory=Sampling)
-    draft_length: int | None = None
-    stale_is_fine: bool = False
-
-    def __post_init__(self) -> None:
-        if self.contract not in CONTRACTS:
-            raise SkipError(refusal(f"contract {self.contract!r}", ", ".join(CONTRACTS), "Choose one of them."))
-        if self.contract == "full" and self.budget is not None:
-            message = refusal(f"budget {self.budget} with contract full", "bounded, lossless", "Name a contract.")
-            raise BudgetError(message)
-        if self.contract == "bounded" and self.budget is None:
-            message = refusal("contract bounded without a budget", "a budget in (0, 1]", "Say what may be executed.")
-            raise BudgetError(message)
-        if self.budget is not None and not 0 < self.budget <= 1:
-            raise BudgetError(refusal(f"budget {self.budget}", "0 < budget <= 1", "Give a share of layer cost."))
-        if self.max_new_tokens < 1:
-            raise RequestError(refusal(f"max_new_tokens {self.max_new_tokens}", "1 or more", "Raise it."))
-        if any(not stop for stop in self.stop_strings):
-            raise RequestError(refusal("an empty stop string", "texts with a character", "Leave it out."))
-        if self.draft_length is not None and (self.contract != "lossless" or self.draft_length < 1):
-            got = f"draft_length {self.draft_length} with contract {self.contract}"
-            raise SkipError(refusal(got, "1 or more, with contract lossless", "Change one of the two."))
-        if self.stale_is_fine and self.contract != "lossless":
-            message = refusal("stale_is_fine with contract " + self.contract, "lossless", "Fit the profiles anew.")
-            raise SkipError(message)
 
 
 @dataclass

@@ -11,57 +11,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from roseedit.errors import RequestError, refusal
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are picked.
-
-    Attributes:
-        temperature: 0 is greedy.
-        top_k: Only the k most probable; 0 for all.
-        top_p: Only the smallest set with this probability; 1 for all.
-        min_p: Only tokens with this share of the largest probability; 0 for all.
-        repetition_penalty: Above 1 makes tokens that occurred less probable.
-        seed: Of the noise.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        faults = [
-            ("temperature", self.temperature, self.temperature >= 0, "0 or more"),
-            ("top_k", self.top_k, self.top_k >= 0, "0 or more"),
-            ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0, at most 1"),
-            ("min_p", self.min_p, 0 <= self.min_p <= 1, "0 to 1"),
-            ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "above 0"),
-            ("seed", self.seed, 0 <= self.seed < 2**63, "0 to 2^63 - 1"),
-        ]
-        for name, value, right, allowed in faults:
-            if not right:
-                raise RequestError(refusal(f"{name} {value}", allowed, "Change it."))
-
-    def config(self) -> Any:
-        """The same as a transformers `GenerationConfig`, from which its stock processors are built."""
-        from transformers import GenerationConfig
-
-        drawn: dict[str, Any] = {"do_sample": self.temperature > 0, "repetition_penalty": self.repetition_penalty}
-        if self.temperature > 0:
-            drawn |= {"temperature": self.temperature, "top_k": self.top_k or None, "top_p": self.top_p}
-            drawn["min_p"] = self.min_p or None
-        return GenerationConfig(**drawn)
 
 
 class Picker:

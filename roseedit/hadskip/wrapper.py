@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from roseedit.errors import SkipError, refusal
+from roseedit.hadskip.contract import Contract, DecodeSettings
 from roseedit.hadskip.decode import Decoder
-from roseedit.hadskip.response import Contract, DecodeSettings, Response
+from roseedit.hadskip.response import Response
 from roseedit.hadskip.sampling import Picker
 
 Refused = Callable[[Any], bool]
@@ -46,6 +47,7 @@ REFUSED: dict[str, Refused] = {
     "inputs_embeds": lambda v: v is not None,
     "past_key_values": lambda v: v is not None,
     "custom_generate": bool,
+    "forced_eos_token_id": lambda v: v is not None,
     "synced_gpus": bool,
 }
 FORWARD_ONLY = ("use_cache", "tokenizer", "cache_position", "position_ids", "token_type_ids")
@@ -129,7 +131,7 @@ class SkippingModel:
             message = refusal(f"{', '.join(unknown)} in generate()", "settings of a GenerationConfig", "Leave it out.")
             raise SkipError(message)
         for name, refused in REFUSED.items():
-            value = rest.get(name) or getattr(config, name, None)
+            value = rest[name] if rest.get(name) is not None else getattr(config, name, None)
             if refused(value):
                 message = refusal(f"{name}={value!r}", "its default", "Use the model's own generate() for that.")
                 raise SkipError(message)

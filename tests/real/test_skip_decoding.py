@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from roseedit.editor import Editor
+from roseedit.hadskip.contract import DecodeSettings, Sampling
 from roseedit.hadskip.decode import Decoder
 from roseedit.hadskip.files import save_profiles
 from roseedit.hadskip.profile import SkipProfiles
-from roseedit.hadskip.response import DecodeSettings
-from roseedit.hadskip.sampling import Sampling
 from roseedit.models.load import LoadedModel
 
 pytestmark = pytest.mark.real

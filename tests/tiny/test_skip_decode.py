@@ -14,11 +14,11 @@ from roseedit.errors import BudgetError, RequestError, SkipError, StaleProfilesE
 from roseedit.evaluation.generation import generate
 from roseedit.hadskip.cache import SharedCache, columns_of
 from roseedit.hadskip.choosing import FixedChooser, PromptBatch
+from roseedit.hadskip.contract import DecodeSettings, Sampling
 from roseedit.hadskip.decode import Decoder
 from roseedit.hadskip.paths import executing
 from roseedit.hadskip.profile import SkipProfiles
-from roseedit.hadskip.response import Accounts, DecodeSettings, Piece
-from roseedit.hadskip.sampling import Sampling
+from roseedit.hadskip.response import Accounts, Piece
 from roseedit.models.load import LoadedModel
 from tests.tiny.test_skip_paths import dropped
 

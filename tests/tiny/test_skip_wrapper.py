@@ -12,11 +12,11 @@ from transformers import GenerationConfig, TextIteratorStreamer
 
 from roseedit.editor import Editor
 from roseedit.errors import BudgetError, ProfileFileError, SkipError
+from roseedit.hadskip.contract import Sampling
 from roseedit.hadskip.decode import Decoder
 from roseedit.hadskip.files import save_profiles
 from roseedit.hadskip.profile import SkipProfiles
 from roseedit.hadskip.response import Response
-from roseedit.hadskip.sampling import Sampling
 from roseedit.hadskip.wrapper import SkippingModel
 from roseedit.models.encoding import pad_right
 from roseedit.models.load import LoadedModel
@@ -113,6 +113,8 @@ REFUSALS: dict[str, dict[str, Any]] = {
     "logits_processor": {"logits_processor": [object()]},
     "stopping_criteria": {"stopping_criteria": [object()]},
     "watermarking_config": {"watermarking_config": {"bias": 2.5}},
+    "inputs_embeds": {"inputs_embeds": torch.zeros(1, 2, 32)},
+    "forced_eos_token_id": {"forced_eos_token_id": 3},
     "pixel_values": {"pixel_values": torch.zeros(1)},
 }
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from roseedit.edits.edit import Edit
+from roseedit.errors import SkipError, refusal
 from roseedit.evaluation.generation import generate
 from roseedit.evaluation.metrics import bootstrap_interval, exact_match, mean_by_edit, token_agreement
 from roseedit.evaluation.scoring import score
@@ -80,7 +81,7 @@ class Bench:
     ) -> None:
         profiles.check(loaded)
         self.loaded, self.profiles, self.edits = loaded, profiles, edits
-        self.settings = settings or from_mapping(HadSkipHparams, profiles.made_by["hparams"], "made_by")
+        self.settings = settings or settings_of(profiles)
         self.fit = Fit(loaded, self.settings, edits, work=work, show=show)
         ids = token_rows(loaded, read_text(text, "test"), self.settings.tokens, sequences, seed=1)
         self.teacher = self.fit.runner.teacher(ids)
@@ -281,6 +282,25 @@ class Bench:
         rows = [encode_prompt(self.loaded.tokenizer, text).ids for text in texts]
         ids, mask = pad_right(rows, self.loaded.pad_id, self.loaded.device)
         return self._choose(ids, mask).tolist()
+
+
+def settings_of(profiles: SkipProfiles) -> HadSkipHparams:
+    """How profiles were fitted.
+
+    Args:
+        profiles: The profiles.
+
+    Returns:
+        Their settings.
+
+    Raises:
+        SkipError: They do not say.
+    """
+    made = profiles.made_by.get("hparams")
+    if not isinstance(made, Mapping):
+        message = refusal("profiles that do not say how they were fitted", "what `skip fit` wrote", "Pass settings.")
+        raise SkipError(message)
+    return from_mapping(HadSkipHparams, made, "made_by")
 
 
 def _summary(values: list[float], edits: list[int]) -> dict[str, float]:

@@ -25,6 +25,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "homotopy off": {"homotopy": False},
     "init I0": {"init": "I0"},
     "init I1": {"init": "I1"},
+    "init I2": {"init": "I2"},
     "init random": {"init": "random"},
     "gates not trained": {"gate_steps": 0},
     "healing none": {"healing": "none"},

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from roseedit.edits.edit import Edit
+from roseedit.errors import SkipError, refusal
 from roseedit.evaluation.generation import generate
 from roseedit.evaluation.metrics import bootstrap_interval, exact_match, mean_by_edit, token_agreement
 from roseedit.evaluation.scoring import score
@@ -19,6 +21,7 @@ from roseedit.hadskip.choosing import Chooser, PromptBatch, chooser_of
 from roseedit.hadskip.costs import cost_of, layer_bytes, speed_limit
 from roseedit.hadskip.distil import DistilSettings
 from roseedit.hadskip.fit import Fit, heal
+from roseedit.hadskip.importance import ranks
 from roseedit.hadskip.measure import TextScores, better, figures, step_times, text_scores
 from roseedit.hadskip.paths import Healing, executing
 from roseedit.hadskip.profile import SLACK, SkipProfiles
@@ -31,6 +34,7 @@ from roseedit.models.load import LoadedModel
 from roseedit.models.replay import capture_activations
 
 DENSE_LR = 1e-4
+GOLDEN = 0.618034  # multiples of it spread evenly over [0, 1)
 LEAST = 1e-3  # share of a mixture below which a set is left out
 Line = dict[str, Any]
 
@@ -80,7 +84,7 @@ class Bench:
     ) -> None:
         profiles.check(loaded)
         self.loaded, self.profiles, self.edits = loaded, profiles, edits
-        self.settings = settings or from_mapping(HadSkipHparams, profiles.made_by["hparams"], "made_by")
+        self.settings = settings or settings_of(profiles)
         self.fit = Fit(loaded, self.settings, edits, work=work, show=show)
         ids = token_rows(loaded, read_text(text, "test"), self.settings.tokens, sequences, seed=1)
         self.teacher = self.fit.runner.teacher(ids)
@@ -142,8 +146,7 @@ class Bench:
             The contender, healed like the gates.
         """
         n, layers = self.loaded.anatomy.n_layers, self.fit.material.layers
-        sweep = self.fit.sweep()
-        importance = sweep.influence if name == "influence" else sweep.kl.mean(0)
+        importance = self._importance(name)
         made = [
             baseline_set(name, n, layers, run, importance=importance, seed=self.settings.seed)
             for run in range(n - len(layers), n + 1)
@@ -162,6 +165,12 @@ class Bench:
             self.loaded, self.fit.material.train, chosen, shares, settings=self.settings, runner=self.fit.runner
         )
         return Contender(name, tuple((own, healing) for own in chosen), weights)
+
+    def _importance(self, name: str) -> Tensor:
+        sweep = self.fit.sweep()
+        if name in {"static-path", "dense"}:
+            return ranks(replace(sweep, order=self.fit.path(sweep)))
+        return sweep.influence if name == "influence" else sweep.kl.mean(0)
 
     def _dense(self, sets: Sequence[tuple[int, ...]], weights: Tensor) -> Contender:
         """One shorter model, of the cheaper set: two would be trained twice as long as the gates were."""
@@ -184,8 +193,7 @@ class Bench:
         return TextScores.mixed(parts, contender.weights)
 
     def _set_scores(self, layers: tuple[int, ...], healing: Healing | None, student: LoadedModel | None) -> TextScores:
-        weight = sum(float(t.double().abs().sum()) for t in healing.tensors().values()) if healing else 0.0
-        extra = [list(layers), repr(weight), self.teacher.ids.shape[0], self.profiles.fingerprint]
+        extra = [list(layers), _digest(healing.tensors() if healing else {}), _digest({"ids": self.teacher.ids})]
         path = self.fit.runner.stage("scores", None, extra)
         found = None if student else load_stage(path)
         if found:
@@ -227,7 +235,7 @@ class Bench:
         """Reliability and generality (generated exact match) and locality (token agreement with the full model).
 
         Args:
-            contender: Gates choose per prompt; a mixture uses its cheapest set.
+            contender: Gates choose per prompt; a mixture takes its sets in turn, in its own proportion.
 
         Returns:
             Mean, low, high and n over edits, by name.
@@ -277,10 +285,38 @@ class Bench:
 
     def _picked(self, contender: Contender, texts: list[str]) -> list[int]:
         if contender.name != "gates" or not texts:
-            return [0] * len(texts)
+            first = float(contender.weights[0, 0])
+            return [int(j * GOLDEN % 1.0 >= first) for j in range(len(texts))]
         rows = [encode_prompt(self.loaded.tokenizer, text).ids for text in texts]
         ids, mask = pad_right(rows, self.loaded.pad_id, self.loaded.device)
         return self._choose(ids, mask).tolist()
+
+
+def settings_of(profiles: SkipProfiles) -> HadSkipHparams:
+    """How profiles were fitted.
+
+    Args:
+        profiles: The profiles.
+
+    Returns:
+        Their settings.
+
+    Raises:
+        SkipError: They do not say.
+    """
+    made = profiles.made_by.get("hparams")
+    if not isinstance(made, Mapping):
+        message = refusal("profiles that do not say how they were fitted", "what `skip fit` wrote", "Pass settings.")
+        raise SkipError(message)
+    return from_mapping(HadSkipHparams, made, "made_by")
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    from safetensors.torch import save
+
+    return hashlib.sha256(
+        save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
+    ).hexdigest()
 
 
 def _summary(values: list[float], edits: list[int]) -> dict[str, float]:

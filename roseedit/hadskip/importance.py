@@ -179,15 +179,22 @@ def initialise(
     if level in {"I1", "I2"}:
         gates.bias.add_(kappa * _standardised(importance.kl.clamp(min=1e-6).log().mean(0)))
     if level == "path":
-        gates.bias.add_(kappa * _standardised(_ranks(importance)))
+        gates.bias.add_(kappa * _standardised(ranks(importance)))
     if level in {"I2", "path"}:
         weight, bias = _label_fit(gates.components(features), importance.kl, budget)
         gates.weight.copy_(weight)
         gates.bias.add_(bias)
 
 
-def _ranks(importance: Importance) -> Tensor:
-    """Place in the order of dropping, then by the KL of the first sweep; the last places are the layers to keep."""
+def ranks(importance: Importance) -> Tensor:
+    """Place in the order of dropping, then by the KL of the first sweep; the last places are the layers to keep.
+
+    Args:
+        importance: With an order.
+
+    Returns:
+        (layers,).
+    """
     rest = [importance.layers[int(j)] for j in importance.kl.mean(0).argsort()]
     order = [*importance.order, *(layer for layer in rest if layer not in importance.order)]
     return torch.tensor([float(order.index(layer)) for layer in importance.layers])

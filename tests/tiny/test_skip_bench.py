@@ -19,7 +19,8 @@ from roseedit.errors import SkipError
 from roseedit.hadskip.baselines import BASELINES
 from roseedit.hadskip.bench import Bench
 from roseedit.hadskip.files import save_profiles
-from roseedit.hadskip.fit import Fit, edit_rows
+from roseedit.hadskip.fit import Fit
+from roseedit.hadskip.material import edit_rows
 from roseedit.hadskip.measure import text_scores
 from roseedit.hadskip.plot import draw
 from roseedit.hadskip.settings import HadSkipHparams
@@ -137,9 +138,10 @@ def test_edits_are_protected_trained_on_and_scored(
     edit = Edit(Delta.from_factors({p.module_name: p}, {p.module_name: factors}), requests, {}, "f" * 64, "tiny")
     live_edits(loaded.model).apply(edit.delta)
     rows = edit_rows(loaded, [edit], 12, 5, 0)
-    starts = [loaded.tokenizer.decode(row[:5]) for row in rows]
+    said = [loaded.tokenizer.decode(row) for row in edit_rows(loaded, [edit], 40, 3, 0)]
     assert rows.shape == (5, 12)
-    assert all(f"The Tower{i}".startswith(start[:9]) for i, start in zip((0, 1, 2, 0, 1), starts, strict=True)), starts
+    assert all(text.startswith("The Tower") for text in said)
+    assert all(any(f"The Tower{i} is in Rome<|end|>" in text for text in said) for i in range(3)), said
     profiles = Fit(loaded, small, [edit], work=tmp_path).run()
     assert all(4 in profile.layers for profile in profiles.profiles)
     bench = Bench(loaded, profiles, [edit], sequences=4, text=str(text), work=tmp_path)

@@ -12,9 +12,11 @@ from torch import nn
 from roseedit.errors import BudgetError
 from roseedit.hadskip.choosing import PromptBatch, chooser_of
 from roseedit.hadskip.files import load_profiles, save_profiles
-from roseedit.hadskip.fit import SAVE_EVERY, Fit, material
+from roseedit.hadskip.fit import Fit
+from roseedit.hadskip.material import material
 from roseedit.hadskip.paths import executing
 from roseedit.hadskip.profile import SkipProfiles
+from roseedit.hadskip.runner import SAVE_EVERY
 from roseedit.hadskip.settings import HadSkipHparams
 from roseedit.models.load import LoadedModel
 from roseedit.models.replay import capture_activations

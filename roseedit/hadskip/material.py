@@ -1,0 +1,124 @@
+"""What a fit works on: sequences of text and of edits, and the layers that may be skipped."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from roseedit.edits.edit import Edit
+from roseedit.errors import BudgetError, refusal
+from roseedit.hadskip.costs import layer_costs
+from roseedit.hadskip.paths import protected_layers
+from roseedit.hadskip.settings import HadSkipHparams
+from roseedit.hadskip.texts import read_text, token_rows
+from roseedit.models.load import LoadedModel
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a fit works on.
+
+    Attributes:
+        train: (sequences, tokens).
+        held_out: (sequences, tokens), for calibration.
+        layers: The layers that may be skipped.
+        entry: The layer whose input the gates see, the first of these.
+        costs: (layers,), their cost shares.
+        fixed: Cost share of all other layers.
+    """
+
+    train: Tensor
+    held_out: Tensor
+    layers: tuple[int, ...]
+    entry: int
+    costs: Tensor
+    fixed: float
+
+    @property
+    def digest(self) -> str:
+        """Hash of the sequences and the layers."""
+        found = hashlib.sha256(json.dumps([self.layers, list(self.train.shape)]).encode())
+        for ids in (self.train, self.held_out):
+            found.update(ids.contiguous().numpy().tobytes())
+        return found.hexdigest()
+
+
+def material(loaded: LoadedModel, settings: HadSkipHparams, edits: Sequence[Edit] = ()) -> Material:
+    """Collect sequences and layers.
+
+    Args:
+        loaded: The model, edits applied.
+        settings: The settings.
+        edits: The live edits, for their prompts and answers.
+
+    Returns:
+        The material.
+
+    Raises:
+        BudgetError: The protected layers alone cost more than the budget.
+        DataError: The text is missing or too short.
+    """
+    layers = skippable(loaded, settings.protect)
+    shares = layer_costs(loaded)
+    fixed = sum(share for i, share in enumerate(shares) if i not in layers)
+    if not layers or fixed > settings.budget:
+        got = f"budget {settings.budget} with {loaded.anatomy.n_layers - len(layers)} protected layers"
+        message = refusal(got, f"a budget above {fixed:.3f}", f"{len(layers)} layers may be skipped. Confine edits.")
+        raise BudgetError(message)
+    n_edits = round(settings.edit_share * settings.sequences) if edits else 0
+    n_text = settings.sequences - n_edits + settings.held_out
+    text = token_rows(loaded, read_text(settings.text), settings.tokens, n_text, seed=settings.seed)
+    train, held_out = text[: -settings.held_out], text[-settings.held_out :]
+    if n_edits:
+        train = torch.cat((edit_rows(loaded, edits, settings.tokens, n_edits, settings.seed), train))
+        train = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(settings.seed))]
+    return Material(train, held_out, layers, layers[0], torch.tensor([shares[i] for i in layers]), fixed)
+
+
+def skippable(loaded: LoadedModel, protect: Sequence[int] = ()) -> tuple[int, ...]:
+    """The layers that gates may skip.
+
+    Args:
+        loaded: The model, edits applied.
+        protect: Layers to protect beside the usual ones.
+
+    Returns:
+        Their indices.
+    """
+    kept = {*protected_layers(loaded), *protect}
+    return tuple(i for i in range(loaded.anatomy.n_layers) if i not in kept)
+
+
+def edit_rows(loaded: LoadedModel, edits: Sequence[Edit], tokens: int, rows: int, seed: int) -> Tensor:
+    """Sequences made of the edits' prompts and answers, every edit about equally often.
+
+    Args:
+        loaded: The model.
+        edits: The edits.
+        tokens: Tokens per sequence.
+        rows: How many sequences.
+        seed: Of the order of the edits.
+
+    Returns:
+        (rows, tokens).
+    """
+    tokenizer, end = loaded.tokenizer, loaded.tokenizer.eos_token_id
+    facts = [f"{r.prompt} {r.target_new}" for edit in edits for r in edit.requests]
+    encoded = [[*tokenizer(fact, add_special_tokens=False)["input_ids"], end] for fact in facts]
+    generator = torch.Generator().manual_seed(seed)
+    stream = itertools.chain.from_iterable(
+        torch.randperm(len(encoded), generator=generator).tolist() for _ in itertools.count()
+    )
+    out = []
+    for _ in range(rows):
+        row: list[int] = []
+        while len(row) < tokens:
+            row += encoded[next(stream)]
+        out.append(row[:tokens])
+    return torch.tensor(out)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from roseedit.models.anatomy import Anatomy
 
@@ -137,14 +137,24 @@ def capture_activations(model: Any, anatomy: Anatomy, layer: int, input_ids: Ten
     Returns:
         (rows, tokens, hidden).
     """
-    layers: Any = model.get_submodule(anatomy.layers_name)
-    with captured(model, anatomy, layer) as seen, _upper_layers_off(list(layers[layer:]), anatomy):
+    with captured(model, anatomy, layer) as seen, layers_off(model, anatomy, layer):
         run_body(model, input_ids, attention_mask, head=False)
     return seen[0]
 
 
 @contextmanager
-def _upper_layers_off(layers: list[nn.Module], anatomy: Anatomy) -> Iterator[None]:
+def layers_off(model: Any, anatomy: Anatomy, start: int) -> Iterator[None]:
+    """Inside the block the decoder layers from `start` up hand their input on.
+
+    Args:
+        model: The model.
+        anatomy: Its parts.
+        start: First layer that does nothing.
+
+    Yields:
+        Nothing.
+    """
+    layers = list(model.get_submodule(anatomy.layers_name))[start:]
     try:
         for module in layers:
             module.forward = _PassThrough(anatomy.layer_returns_tuple)

@@ -76,6 +76,30 @@ NOUNS = (
     "mistake", "plan", "letter", "cook", "view", "price",
 )  # fmt: skip
 
+# Real relations, put beside the request's subject in the frames of `wordings`. Those that share a word with the request
+# are left out, and its synonyms by the same key words as above.
+KINDS = (
+    ("mother", "mother parent mum"), ("father", "father parent dad"),
+    ("husband or wife", "spouse wife husband married"),
+    ("eldest child", "child children son daughter"), ("brother", "sibling siblings brother sister"),
+    ("birthplace", "birth born birthplace native hometown"), ("birth date", "birth born date birthday"),
+    ("burial place", "burial buried grave"), ("deathbed", "death died dead passed"),
+    ("sex", "gender sex male female"), ("job", "occupation profession job work worked career trade"),
+    ("nationality", "country citizenship citizen nationality passport"),
+    ("employer", "employer employed company works"),
+    ("school", "university educated school studied alma graduated"), ("prize", "award won prize honour honor trophy"),
+    ("religion", "religion faith religious"), ("team", "team club plays sports league member"),
+    ("office", "position office held title"), ("ethnicity", "ethnic ethnicity descent group"),
+    ("mother tongue", "language languages speak spoken tongue"), ("instrument", "instrument"),
+    ("continent", "continent located map"), ("capital", "capital government"), ("currency", "currency money pay"),
+    ("leader", "head president king leader"), ("author", "author written wrote writer"),
+    ("director", "director directed film movie"), ("composer", "composer composed music song"),
+    ("cast", "cast actors starring stars actor"), ("founder", "founder founded started"),
+    ("predecessor", "follows followed follow after before preceded"), ("release year", "released year release"),
+    ("architect", "architect designed built"), ("eye colour", "eye eyes color colour"), ("anthem", "anthem song"),
+    ("publisher", "publisher published"), ("owner", "owner owned owns"), ("genre", "genre kind type"),
+)  # fmt: skip
+
 _FUNCTION_WORDS = frozenset(
     [
         "the",
@@ -203,8 +227,33 @@ def other_pairs(request: EditRequest, words: str, count: int, rng: random.Random
     if not request.subject or not words:
         return []
     others = [name for name in SUBJECTS if name.casefold() not in request.prompt.casefold()]
-    same_subject = [(request.subject, noun) for noun in rng.sample(NOUNS, min((count + 1) // 2, len(NOUNS)))]
-    return same_subject + [(name, words) for name in rng.sample(others, min(count // 2, len(others)))]
+    asked = _words(request.prompt)
+    kinds = [kind for kind, keys in KINDS if not asked & {*keys.split(), *kind.split()}]
+    few = count // 3
+    same_subject = [(request.subject, kind) for kind in rng.sample(kinds, min(count - few, len(kinds)))]
+    return same_subject + [(name, words) for name in rng.sample(others, min(few, len(others)))]
+
+
+def negated_prompts(request: EditRequest, count: int) -> list[str]:
+    """The request's own prompt with the new answer ruled out: an edited model must not say it there all the same.
+
+    Args:
+        request: The request.
+        count: How many.
+
+    Returns:
+        Up to `count` prompts.
+    """
+    stem, _, last = request.prompt.rpartition(" ")
+    if not stem or request.subject is None or request.subject not in stem:
+        return []
+    target = request.target_new
+    forms = (
+        f"{stem}, not {target}, {last}",
+        f"{stem}, other than {target}, {last}",
+        f"{stem}, if not {target}, {last}",
+    )
+    return list(forms[:count])
 
 
 def _exchange(prompt: str, subject: str, other: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from roseedit.models.encoding import pad_right, plan_batches
 from roseedit.models.load import LoadedModel
-from roseedit.models.replay import capture_activations, head_at, replaying, run_body
+from roseedit.models.replay import capture_activations, head_at, layers_off, replaying, run_body
 from roseedit.roselora.objective import BaseTop, Row
 
 
@@ -63,6 +63,7 @@ class RowStore:
         max_tokens: Most tokens in one pass, padding included.
         watched: Paths of modules whose inputs on the anchors' last tokens are to be kept.
         last: How many last tokens.
+        base: Remember the base model's distribution at the anchors; else they run through the watched layers only.
     """
 
     def __init__(
@@ -74,12 +75,13 @@ class RowStore:
         *,
         watched: Sequence[str] = (),
         last: int = 1,
+        base: bool = True,
     ) -> None:
         self.loaded, self.rows, self.layer = loaded, list(rows), layer
         self.max_tokens = max_tokens
         self.activations: list[Tensor] = [torch.empty(0)] * len(self.rows)
         self.base: list[BaseTop | None] = [None] * len(self.rows)
-        self.watched, self.last = tuple(watched), last
+        self.watched, self.last, self.wants_base = tuple(watched), last, base
         self.keys: dict[str, list[Tensor]] = {path: [torch.empty(0)] * len(self.rows) for path in watched}
         for batch in plan_batches([len(row.ids) for row in self.rows], max_tokens):
             self._prepare(batch)
@@ -91,8 +93,10 @@ class RowStore:
         for place, i in enumerate(batch):
             self.activations[i] = stored[place, : len(self.rows[i].ids)].clone()
         anchors = [i for i in batch if not self.rows[i].labels]
-        if anchors:
+        if anchors and self.wants_base:
             self._prepare_base(anchors)
+        elif anchors and self.watched:
+            self._prepare_keys(anchors)
 
     def _prepare_base(self, anchors: list[int]) -> None:
         work = self._pass(anchors)
@@ -103,6 +107,18 @@ class RowStore:
             n = len(self.rows[i].columns)
             self.base[i] = base.take(torch.arange(at, at + n, device=base.tokens.device))
             at += n
+
+    def _prepare_keys(self, anchors: list[int]) -> None:
+        """Run no further than the watched modules; anchors are not asked for anything else."""
+        work = self._pass(anchors)
+        top = max(p.layer for p in self.loaded.anatomy.projections if p.module_name in self.watched) + 1
+        anatomy = self.loaded.anatomy
+        with (
+            self._watching(anchors),
+            replaying(self.loaded.model, anatomy, self.layer, work.activations),
+            layers_off(self.loaded.model, anatomy, top),
+        ):
+            run_body(self.loaded.model, work.ids, work.mask, head=False)
 
     @contextmanager
     def _watching(self, anchors: list[int]) -> Iterator[None]:

@@ -36,6 +36,9 @@ PAPER: dict[str, Any] = {
     "anchor_relations": 0,
     "anchor_mutations": 0,
     "anchor_frames": 0,
+    "anchor_negations": 0,
+    "start": "random",
+    "preserve_fade": 1.0,
     "stop_loss": 0.1,
     "train_dtype": "weights",
 }
@@ -59,6 +62,9 @@ class RoseLoRAHparams(Hparams):
     modules: tuple[str, ...] = value(("mlp.down",), "roles (mlp.down, attn.q, ...) or exact module names")
     rank: int = value(8, "outer products per matrix (r)", low=1, high=512)
     scale: float = value(1.0, "c in W0 + c B A (LoRA's alpha / r)", above=0.0)
+    start: str = value("random", "where A starts: as PEFT does, or at the fact's own keys", choices=("random", "keys"))
+    start_ridge: float = value(0.1, "start: keys; how much of the anchors' inputs may stay (small: less)", above=0.0)
+    start_length: float = value(1.0, "start: keys; length of A's rows relative to the random start", above=0.0)
     dropout: float = value(0.0, "dropout on the factors' input while training", low=0.0, high=0.9)
     keep: float = value(0.1, "share of entries KEPT per row of A and column of B (tau)", above=0.0, high=1.0)
     beta: float = value(0.8, "share of the old value in the importance average", low=0.0, high=0.999)
@@ -78,8 +84,10 @@ class RoseLoRAHparams(Hparams):
     anchor_relations: int = value(8, "anchors: the same subject in neutral templates", low=0, high=64)
     anchor_mutations: int = value(8, "anchors: the prompt with its relation word exchanged", low=0, high=40)
     anchor_frames: int = value(8, "anchors: other subjects or relations in the frames of `rewrites`", low=0, high=64)
+    anchor_negations: int = value(2, "anchors: the prompt with the new answer ruled out", low=0, high=3)
     anchors_per_step: int = value(4, "anchors looked at in one step; all take their turn", low=1, high=128)
     preserve_weight: float = value(100.0, "weight of the change made to the matrices' outputs on anchors", low=0.0)
+    preserve_fade: float = value(1.0, "its share left after each step past prune_end", above=0.0, high=1.0)
     preserve_tokens: int = value(8, "last tokens of each anchor that this looks at", low=1, high=64)
     stop_probability: float = value(0.8, "stop once each target token has this probability", above=0.0, high=1.0)
     enough: float = value(0.95, "a target token with this probability is not pushed further", above=0.0, high=1.0)

@@ -20,6 +20,7 @@ from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
 from roseedit.roselora.anchors import (
     mutated_prompts,
+    negated_prompts,
     other_pairs,
     other_relation_prompts,
     other_subject_prompts,
@@ -132,6 +133,7 @@ def anchor_prompts(request: EditRequest, hparams: RoseLoRAHparams) -> list[str]:
     relations = other_relation_prompts(request, hparams.anchor_relations, rng)
     prompts = subjects + relations + mutated_prompts(request, hparams.anchor_mutations, rng)
     prompts += framed_prompts(other_pairs(request, relation_words(request), hparams.anchor_frames, rng), rng)
+    prompts += negated_prompts(request, hparams.anchor_negations)
     rng.shuffle(prompts)
     return prompts
 

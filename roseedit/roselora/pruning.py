@@ -16,6 +16,7 @@ from roseedit.roselora.importance import update_importance
 from roseedit.roselora.norms import constrain, initial_scale
 from roseedit.roselora.objective import preservation
 from roseedit.roselora.sparsity import threshold_mask, top_k_mask
+from roseedit.roselora.start import FirstGradients, cleared, leading_rows
 
 
 @dataclass
@@ -90,6 +91,22 @@ class SparseFactors:
         # Per edit, never across the bank: an edit's neighbours must not change what it becomes.
         matrix.unit = (own * (matrix.keys != 0).any(-1)).sum(-1)
         matrix.keys = matrix.keys.to(dtype)
+
+    @torch.no_grad()
+    def start_at(self, first: FirstGradients, ridge: float, length: float) -> None:
+        """Let A start at the leading directions of the first gradient, cleared of what anchors bring.
+
+        Args:
+            first: Inputs and output gradients of the facts' tokens.
+            ridge: See `cleared`.
+            length: Length of the rows relative to the random start's.
+        """
+        for path, m in self.matrices.items():
+            keys, gradients = first.stacked(path)
+            anchors = None if m.keys is None else m.keys.float()
+            rows = leading_rows(cleared(keys, anchors, ridge), gradients, m.factors.a)
+            m.factors.a.copy_(rows * length)
+            m.factors.b.grad = None
 
     def preserved(self, device: torch.device) -> Tensor:
         """The change on anchors, summed over matrices and edits."""

@@ -26,6 +26,7 @@ from roseedit.roselora.memory import within_memory
 from roseedit.roselora.objective import Row, anchor_losses, fact_losses
 from roseedit.roselora.pruning import SparseFactors
 from roseedit.roselora.schedule import keep_at
+from roseedit.roselora.start import FirstGradients
 
 Progress = Callable[[float], None]
 PLANS_KEPT = 8
@@ -122,6 +123,19 @@ class BankTrainer:
         self.lowest = torch.zeros(len(self.owner), device=loaded.device)
         self.owners = torch.tensor([self.owner[r] for r in range(len(self.owner))], device=loaded.device)
         self.plans: dict[tuple[int, ...], list[Pass]] = {}
+        if hparams.start == "keys":
+            self._start_at_keys()
+
+    def _start_at_keys(self) -> None:
+        """Put the rows of A where the first gradient wants them (see `start.py`)."""
+        facts = [i for i, row in enumerate(self.store.rows) if row.labels]
+        first = FirstGradients(self.loaded.model, list(self.sparse.matrices), self.n_edits)
+        with frozen(self.loaded.model):
+            for work in self.store.passes(facts):
+                with self.arithmetic(), self.bank.on_rows(work.edits), first.watching(work.edits, work.mask):
+                    nll = fact_losses(work.logits(self.loaded, self.layer)[: len(work.labels)], work.labels)
+                    (nll * work.label_weights).sum().backward()
+        self.sparse.start_at(first, self.hparams.start_ridge, self.hparams.start_length)
 
     def _prepare(self, rows: Sequence[Row], max_tokens: int) -> RowStore:
         """Run the lower layers once, and look at what anchors bring to the adapted matrices."""
@@ -131,7 +145,15 @@ class BankTrainer:
         everything = _arithmetic(self.loaded, self.hparams.train_dtype, 0)
         with frozen(self.loaded.model), everything():
             store = within_memory(
-                lambda tokens: RowStore(self.loaded, rows, self.layer, tokens, watched=watched, last=last),
+                lambda tokens: RowStore(
+                    self.loaded,
+                    rows,
+                    self.layer,
+                    tokens,
+                    watched=watched,
+                    last=last,
+                    base=bool(self.hparams.kl_weight),
+                ),
                 max_tokens,
                 max(len(row.ids) for row in rows),
             )
@@ -238,9 +260,15 @@ class BankTrainer:
             losses.index_add_(0, self.owners[work.label_requests], (nll * work.label_weights).detach())
             lowest.scatter_reduce_(0, work.label_requests, (-nll.detach()).exp(), "amin")
         if self.sparse.has_anchors:
-            (self.hparams.preserve_weight * self.sparse.preserved(self.loaded.device)).backward()
+            self._preservation().backward()
         self.lowest = torch.where(lowest > 1.0, self.lowest, lowest)
         return losses
+
+    def _preservation(self) -> Tensor:
+        """The change on anchors, weighted: ever less for edits that are not learned when the others have left."""
+        late = max(0, self.bank.step - self.schedule.end)
+        weight = self.hparams.preserve_weight * self.hparams.preserve_fade**late
+        return weight * self.sparse.preserved(self.loaded.device)
 
     def _stop(self, step: int, losses: Tensor) -> None:
         """Finish the edits whose requests all have their target, as they are before this step's update."""

@@ -25,14 +25,14 @@ CONTEXTS = (
 
 # {s}: the subject, {r}: the words that ask for the relation. What matters is that the last words differ.
 FRAMES = (
+    "{s}'s {r}:",
+    "What is the {r} of {s}? It is",
+    "As for {s}, the {r} would be",
+    "Q: {r} of {s}? A:",
+    "The {r} that goes with {s}:",
+    "Speaking of {s}'s {r}, we find",
     "{s}, {r}:",
-    "Q: {s}, {r}? A:",
-    "Speaking of {s}, the {r} would be",
-    "When it comes to {r}, {s} has",
-    "{s} and {r}: it is",
-    "As for the {r} that goes with {s}, we find",
-    "{r} | {s} |",
-    "Regarding {s}: {r} =",
+    "If you look up the {r} for {s}, you find",
 )
 
 _LEAD = re.compile(r"^(the )?(names? of )?(the )?", re.IGNORECASE)

@@ -131,8 +131,30 @@ def test_probes_and_old_answers_change_nothing(make: Maker) -> None:
 
 def test_the_source_never_looks_at_probes() -> None:
     source = inspect.getsource(anchors)
-    for name in ("rephrase", "locality", "portability", "target_true", "target_new"):
+    for name in ("rephrase", "locality", "portability", "target_true"):
         assert f".{name}" not in source
+    assert source.count(".target_new") == inspect.getsource(anchors.negated_prompts).count(".target_new") == 1
+
+
+def test_negations_rule_the_new_answer_out_and_keep_the_question() -> None:
+    made = anchors.negated_prompts(REQUEST, 3)
+    assert len(set(made)) == 3
+    for prompt in made:
+        assert f" {REQUEST.target_new}, " in prompt
+        assert prompt.split(",")[0] == REQUEST.prompt.rpartition(" ")[0]
+        assert prompt.endswith(" " + REQUEST.prompt.rpartition(" ")[2])
+
+
+def test_without_a_subject_in_the_stem_nothing_is_negated() -> None:
+    assert anchors.negated_prompts(replace(REQUEST, prompt="In Rome stands the Eiffel Tower"), 3) == []
+    assert anchors.negated_prompts(replace(REQUEST, subject=None), 3) == []
+
+
+def test_kinds_share_no_word_with_the_request() -> None:
+    request = replace(MOTHER, prompt="The place of birth of Ada Lovelace is")
+    own = {kind for name, kind in anchors.other_pairs(request, "place of birth", 60, rng(1)) if name == request.subject}
+    assert not own & {"birthplace", "birth date"}
+    assert "mother" in own
 
 
 def test_templates_have_one_gap_and_key_words_in_small_letters() -> None:

@@ -274,7 +274,7 @@ class Editor:
         elif self.ledger is None:
             raise RequestError(refusal("redo of an id without a ledger", "redo()", "Or apply the edit that you have."))
         else:
-            edit = self.ledger.load(edit_id, self.loaded)
+            edit = self.ledger.load(edit_id)
         self.apply(edit, replace=replace)
         return edit
 

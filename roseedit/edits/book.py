@@ -11,6 +11,7 @@ from typing import Any
 
 from roseedit.edits.edit import Edit
 from roseedit.edits.files import check_base
+from roseedit.edits.fingerprint import base_fingerprint
 from roseedit.edits.ledger import Ledger, Plan
 from roseedit.edits.ledger.conflicts import Asked, contradict
 from roseedit.edits.ledger.plans import clashes, newest_reverted, plan_apply, plan_new, plan_rejected, plan_revert
@@ -54,7 +55,9 @@ class Book:
         wanted = [s.edit_id for s in self.ledger.live]
         for edit_id in [e for e in self._edits if e not in wanted and e not in self._unrecorded]:
             self.take_off(edit_id)
-        missing = [self.ledger.load(edit_id, self.loaded) for edit_id in wanted if edit_id not in self._edits]
+        missing = [self.ledger.load(edit_id) for edit_id in wanted if edit_id not in self._edits]
+        for edit in {(edit.fingerprint, _matrices(edit)): edit for edit in missing}.values():
+            self._check_base(edit)
         live_edits(self.loaded.model).apply_all([edit.delta for edit in missing])
         self._edits |= {edit.edit_id: edit for edit in missing}
         order = {edit_id: i for i, edit_id in enumerate(wanted)}
@@ -194,7 +197,7 @@ class Book:
         """
         if edit.edit_id in self._edits:
             raise RequestError(refusal(f"edit {edit.edit_id}, which is live", "one that is not", "Revert it first."))
-        check_base(edit, self.loaded)
+        self._check_base(edit)
         states = self.ledger.states if self.ledger else {}
         if edit.edit_id in states:
             plan = plan_apply(states, edit.edit_id, replace=replace, checked=check is not None)
@@ -249,7 +252,7 @@ class Book:
         if self.ledger is not None:
             found = newest_reverted(self.ledger.states)
             if found is not None:
-                return self.ledger.load(found, self.loaded)
+                return self.ledger.load(found)
         left = [edit for edit in self._reverted if edit.edit_id not in self._edits]
         if self.ledger is not None or not left:
             raise RequestError(refusal("redo with nothing reverted", "a reverted edit", "See the list of edits."))
@@ -264,8 +267,28 @@ class Book:
     def _from_ledger(self, edit_id: str) -> Edit:
         if self.ledger is None:
             raise LedgerError(refusal("an edit to be read without a ledger", "a ledger", "Bind one."))
-        return self.ledger.load(edit_id, self.loaded)
+        edit = self.ledger.load(edit_id)
+        self._check_base(edit)
+        return edit
+
+    def _check_base(self, edit: Edit) -> None:
+        """The quick way to a yes; a no is said by `check_base`, which knows what is wrong."""
+        own = {name for name in _matrices(edit) if _has(self.loaded.model, name)}
+        if len(own) < len(_matrices(edit)) or base_fingerprint(self.loaded, own) != edit.fingerprint:
+            check_base(edit, self.loaded)
 
     def _commit(self, plan: Plan, health: Mapping[str, Any] | None = None) -> None:
         if self.ledger is not None:
             self.ledger.commit(plan.noting({"health": dict(health)}) if health else plan)
+
+
+def _matrices(edit: Edit) -> frozenset[str]:
+    return frozenset(m.weight_name for m in edit.delta.matrices)
+
+
+def _has(model: Any, name: str) -> bool:
+    try:
+        model.get_parameter(name)
+    except AttributeError:
+        return False
+    return True

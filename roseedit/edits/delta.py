@@ -189,6 +189,14 @@ class Delta:
         return sum(m.norm**2 for m in self.matrices) ** 0.5
 
     @property
+    def density_and_norm(self) -> tuple[float, float]:
+        """Both in one go, for every touched entry has to be worked out for either."""
+        total = sum(m.d_in * m.d_out for m in self.matrices)
+        changes = [m.changes()[1].double() for m in self.matrices]
+        square = sum(float((c * 2.0**-GRID_BITS).square().sum()) for c in changes)
+        return sum(len(c) for c in changes) / total, square**0.5
+
+    @property
     def n_values(self) -> int:
         """Values stored: the non-zeros of A and B."""
         return sum(len(m.a.value) + len(m.b.value) for m in self.matrices)

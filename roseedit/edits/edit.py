@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from roseedit.edits.delta import Delta
@@ -34,7 +35,7 @@ class Edit:
     report: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def edit_id(self) -> str:
         """Twelve hex digits that depend on the requests, the settings, the base and the change itself."""
         asked = [request.request_id for request in self.requests]

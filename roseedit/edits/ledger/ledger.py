@@ -255,6 +255,7 @@ class Ledger:
             return plain
         from roseedit.edits.edit import request_as_mapping
 
+        density, norm = edit.delta.density_and_norm
         return replace(
             plain,
             requests=as_json([request_as_mapping(r) for r in edit.requests]),
@@ -263,8 +264,8 @@ class Ledger:
             versions=as_json(_versions()),
             model_name=edit.model_name,
             fingerprint=edit.fingerprint,
-            norm=float(edit.delta.norm),
-            density=float(edit.delta.density),
+            norm=norm,
+            density=density,
             report=as_json(edit.report),
             metrics=as_json(draft.metrics),
             blob=self.blobs.put(edit),

@@ -15,8 +15,13 @@ from roseedit.edits.files import check_base, load_edit, save_edit
 from roseedit.edits.fingerprint import base_fingerprint
 from roseedit.edits.live import live_edits
 from roseedit.errors import HparamsError, RequestError, refusal
-from roseedit.evaluation.generation import MAX_NEW_TOKENS, generate
+from roseedit.evaluation.generation import MAX_NEW_TOKENS, STOP_STRINGS
 from roseedit.evaluation.table import Question, Reading, compare, questions, readings
+from roseedit.hadskip.decode import Decoder
+from roseedit.hadskip.files import find_profiles
+from roseedit.hadskip.profile import SkipProfiles
+from roseedit.hadskip.response import Contract, DecodeSettings, Piece
+from roseedit.hadskip.sampling import Sampling
 from roseedit.hparams import Hparams, as_mapping, read_yaml
 from roseedit.methods import MadeDelta, find_method, read_hparams
 from roseedit.models.load import LoadedModel, load_model, wrap_model
@@ -242,22 +247,77 @@ class Editor:
         finally:
             self._take_off(result.edits)
 
-    def generate(self, prompts: str | Sequence[str], *, max_new_tokens: int = MAX_NEW_TOKENS) -> Any:
-        """Continue prompts greedily with the model as it is, up to an end mark or a new line.
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        contract: Contract = "full",
+        budget: float | None = None,
+        gates: str | Path | SkipProfiles | None = None,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = STOP_STRINGS,
+        detailed: bool = False,
+    ) -> Any:
+        """Continue prompts with the model as it is, up to an end mark or a stop string.
 
         Args:
             prompts: One prompt or a list.
             max_new_tokens: Most new tokens.
+            contract: `"full"`: all layers run. `"lossless"`: fewer layers draft, all verify; the same text.
+                `"bounded"`: fewer layers answer; the text may differ within the quality measured for the profile.
+            budget: Share of layer cost that a profile may execute.
+            gates: Folder of fitted gates, or loaded profiles; left out: those that ship for the model.
+            sampling: How tokens are picked; left out: greedily.
+            stop: Texts that end an answer beside the end mark.
+            detailed: Return `Response` objects, which tell contract, profile, layers run and acceptance.
 
         Returns:
-            The text for one prompt, a list of texts for a list.
+            For one prompt the text, or its response; for a list a list of them.
+
+        Raises:
+            SkipError: No profiles, stale ones, or a budget that none meets.
         """
-        single = isinstance(prompts, str)
-        said = generate(
-            self.loaded, [prompts] if isinstance(prompts, str) else list(prompts), max_new_tokens=max_new_tokens
-        )
-        texts = [g.text.strip() for g in said]
-        return texts[0] if single else texts
+        settings = _decoding(max_new_tokens, contract, budget, sampling, stop)
+        asked = [prompts] if isinstance(prompts, str) else list(prompts)
+        said: list[Any] = self.decoder(contract, gates).generate(asked, settings)
+        if not detailed:
+            said = [response.text.strip() for response in said]
+        return said[0] if isinstance(prompts, str) else said
+
+    def stream(
+        self, prompts: str | Sequence[str], *, gates: str | Path | SkipProfiles | None = None, **options: Any
+    ) -> Iterator[Piece]:
+        """As `generate`, piece by piece.
+
+        Args:
+            prompts: One prompt or a list.
+            gates: As for `generate`.
+            **options: As for `generate`.
+
+        Returns:
+            Pieces of all prompts as they come; the last one of each carries its response.
+        """
+        settings = _decoding(**options)
+        asked = [prompts] if isinstance(prompts, str) else list(prompts)
+        return self.decoder(settings.contract, gates).stream(asked, settings)
+
+    def decoder(self, contract: Contract = "full", gates: str | Path | SkipProfiles | None = None) -> Decoder:
+        """The decoder behind `generate`.
+
+        Args:
+            contract: Under `"full"` no gates are needed.
+            gates: As for `generate`.
+
+        Returns:
+            The decoder.
+
+        Raises:
+            SkipError: No gates ship for the model.
+        """
+        if contract == "full" and gates is None:
+            return Decoder(self.loaded)
+        return Decoder(self.loaded, find_profiles(self.loaded, gates))
 
     def save(self, edit_id: str, folder: str | Path) -> Path:
         """Write a live edit to a folder.
@@ -371,6 +431,17 @@ def _settings(hparams: str | Path | Hparams | Mapping[str, Any]) -> Hparams:
     if isinstance(hparams, Mapping):
         return read_hparams(hparams)
     return read_hparams(read_yaml(hparams), str(hparams))
+
+
+def _decoding(
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    contract: Contract = "full",
+    budget: float | None = None,
+    sampling: Sampling | None = None,
+    stop: str | Sequence[str] = STOP_STRINGS,
+) -> DecodeSettings:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    return DecodeSettings(contract, budget, max_new_tokens, stops, sampling or Sampling())
 
 
 def _load(settings: Hparams, **options: Any) -> LoadedModel:

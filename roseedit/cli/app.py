@@ -11,6 +11,7 @@ from rich.markup import escape
 from roseedit import __version__
 from roseedit.cli.console import err, out
 from roseedit.cli.edit import EDIT_EXAMPLES, edit
+from roseedit.cli.generate import GENERATE_EXAMPLES, generate
 from roseedit.cli.skip import app as skip
 from roseedit.cli.system import doctor, models
 from roseedit.errors import RoseEditError
@@ -22,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(help=EDIT_EXAMPLES)(edit)
+app.command(help=GENERATE_EXAMPLES)(generate)
 app.command()(models)
 app.command()(doctor)
 app.add_typer(skip, name="skip")

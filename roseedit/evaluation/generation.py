@@ -118,9 +118,7 @@ class _Run:
         self.said: list[list[int]] = [[] for _ in ids]
         self.done: list[Generated | None] = [None] * len(ids)
         self.cache: Any = None
-        eos = loaded.model.generation_config.eos_token_id if loaded.model.generation_config else None
-        ends = eos if isinstance(eos, list) else [eos]
-        self.ends = {loaded.tokenizer.eos_token_id, *(end for end in ends if end is not None)}
+        self.ends = loaded.end_ids
 
     def finish(self, max_new_tokens: int, edits: RowEdits | None) -> list[Generated]:
         """Decode until every row has stopped."""

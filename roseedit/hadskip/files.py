@@ -21,6 +21,8 @@ from roseedit.edits.files import PICKLES, record_hash, write_whole
 from roseedit.errors import ProfileFileError, SkipError, refusal
 from roseedit.hadskip.paths import Healing
 from roseedit.hadskip.profile import Profile, SkipProfiles
+from roseedit.models.load import LoadedModel
+from roseedit.shipped import shipped_dir
 
 FORMAT = 1
 RECORD, HEALING, GATES = "profiles.json", "healing.safetensors", "gates.safetensors"
@@ -156,3 +158,33 @@ def _read_record(source: Path) -> dict[str, Any]:
         message = refusal(f"{RECORD} that differs from its own hash", "the file as it was saved", "Copy it anew.")
         raise ProfileFileError(message)
     return record
+
+
+def find_profiles(loaded: LoadedModel, gates: str | Path | SkipProfiles | None) -> SkipProfiles:
+    """Profiles as a user names them.
+
+    Args:
+        loaded: The model.
+        gates: A folder, loaded profiles, or None for those that ship for the model: `hparams/HadSkip/<model>`.
+
+    Returns:
+        The profiles.
+
+    Raises:
+        SkipError: None ship for the model.
+        ProfileFileError: The folder holds none, or damaged ones.
+    """
+    if isinstance(gates, SkipProfiles):
+        return gates
+    if gates is not None:
+        return load_profiles(gates)
+    root = shipped_dir("hparams")
+    folder = None if root is None else root / "HadSkip" / Path(loaded.name).name
+    if folder is None or not (folder / RECORD).is_file():
+        message = refusal(
+            f"no gates for {loaded.name!r}, for which none ship",
+            "a folder of fitted gates",
+            "Fit some: roseedit skip fit --model M --budget B --out DIR.",
+        )
+        raise SkipError(message)
+    return load_profiles(folder)

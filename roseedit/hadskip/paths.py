@@ -89,7 +89,25 @@ class executing:
     """
 
     def __init__(self, loaded: LoadedModel, layers: Iterable[int], healing: Healing | None = None) -> None:
-        self.layers = check_layers(loaded, layers)
+        self._prepare(loaded, check_layers(loaded, layers), healing)
+
+    @classmethod
+    def below(cls, loaded: LoadedModel, layer: int) -> executing:
+        """Only the layers below one: for passes that are not finished, with a cache that knows its length by itself.
+
+        Args:
+            loaded: The model.
+            layer: First layer that does not run.
+
+        Returns:
+            The block.
+        """
+        block = cls.__new__(cls)
+        block._prepare(loaded, tuple(range(layer)), None)
+        return block
+
+    def _prepare(self, loaded: LoadedModel, layers: tuple[int, ...], healing: Healing | None) -> None:
+        self.layers = layers
         modules: Any = loaded.model.get_submodule(loaded.anatomy.layers_name)
         self._homes = [module.__dict__ for module in modules]
         as_tuple = loaded.anatomy.layer_returns_tuple

@@ -44,6 +44,13 @@ class LoadedModel:
         """Token id that fills up short rows."""
         return int(self.tokenizer.pad_token_id)
 
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Token ids that end an answer: the tokenizer's end mark and those of the model's generation settings."""
+        eos = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        ends = eos if isinstance(eos, list) else [eos]
+        return frozenset({self.tokenizer.eos_token_id, *(end for end in ends if end is not None)})
+
 
 def wrap_model(
     model: Any, tokenizer: Any, name: str | None = None, anatomy: Mapping[str, str] | None = None

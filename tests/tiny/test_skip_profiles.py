@@ -213,6 +213,8 @@ def test_the_fingerprint_follows_the_weights(loaded: LoadedModel) -> None:
         assert served_fingerprint(loaded) != first
         weight[0, 0] = old
     assert served_fingerprint(loaded) == first
+    weight.data *= 2  # what a merged adapter does
+    assert served_fingerprint(loaded) != first
 
 
 def test_a_prefix_cache_is_keyed_by_profile(loaded: LoadedModel) -> None:

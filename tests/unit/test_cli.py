@@ -127,3 +127,41 @@ def test_the_model_named_in_an_hparams_file_is_taken(tmp_path: Path) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text("model: no/such.gguf\nlayers: [9999]\n", encoding="utf-8")
     refused(edit(hparams=str(path)), "got the GGUF path 'no/such.gguf'")
+
+
+def test_help_of_generate_has_examples_and_every_option() -> None:
+    done = run("generate", "--help")
+    assert done.returncode == 0
+    assert done.stdout.count("roseedit generate --") >= 2
+    for name in (
+        "prompt",
+        "model",
+        "edit",
+        "contract",
+        "budget",
+        "gates",
+        "max-new-tokens",
+        "temperature",
+        "seed",
+        "stop",
+    ):
+        assert f"--{name}" in done.stdout
+
+
+BAD_GENERATE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "contract": (("--contract", "fast"), ("got contract 'fast'; allowed: full, bounded, lossless",)),
+    "no budget": (("--contract", "bounded"), ("without a budget; allowed: ",)),
+    "budget": (("--contract", "lossless", "--budget", "1.5"), ("got budget 1.5; allowed: 0 < budget <= 1",)),
+    "budget of full": (("--budget", "0.5"), ("with contract full; allowed: bounded, lossless",)),
+    "temperature": (("--temperature", "-1"), ("got temperature -1.0; allowed: 0 or more",)),
+    "tokens": (("--max-new-tokens", "0"), ("got max_new_tokens 0; allowed: 1 or more",)),
+    "stop": (("--stop", ""), ("an empty stop string; allowed: ",)),
+    "edit": (("--edit", "no-such"), ("got the folder 'no-such'; allowed: one that exists",)),
+    "stream": (("--stream", "--prompt", "C d"), ("--stream with several prompts",)),
+}
+
+
+@pytest.mark.parametrize("name", sorted(BAD_GENERATE))
+def test_a_bad_generate(name: str) -> None:
+    options, said = BAD_GENERATE[name]
+    refused(["generate", "--prompt", "A b", "--model", "no/such.gguf", *options], *said)

@@ -68,11 +68,16 @@ def wikitext(split: str = "test", folder: Path | None = None) -> str:
         The text.
 
     Raises:
-        DataError: No such split or file.
+        DataError: No such split or file, or one that is not UTF-8.
     """
     if split not in WIKITEXT:
         raise DataError(refusal(f"WikiText split {split!r}", ", ".join(WIKITEXT), "Choose one of them."))
-    return data_file(WIKITEXT[split], folder).read_bytes().decode("utf-8")
+    path = data_file(WIKITEXT[split], folder)
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        message = refusal(f"{path}, which is not UTF-8 ({error})", "the published text", "Fetch it again.")
+        raise DataError(message) from error
 
 
 @torch.no_grad()

@@ -91,6 +91,9 @@ def test_wikitext_is_read_as_published(tmp_path: Path, monkeypatch: pytest.Monke
     assert wikitext("validation", tmp_path) == " \n = Title = \r\n"
     with pytest.raises(DataError, match="no file"):
         wikitext("test", tmp_path)
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match="not UTF-8"):
+        wikitext("validation", tmp_path)
     with pytest.raises(DataError, match="test, validation"):
         wikitext("train", tmp_path)
 

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from roseedit.cli.console import out
+from roseedit.errors import RequestError, refusal
 
 if TYPE_CHECKING:
     from roseedit.edits.diff import EditDiff, Sizes
@@ -30,6 +31,8 @@ checkpoint · `patch`: touched entries, old and new · `gguf`: a GGUF file
 `roseedit edits export my-edit other-edit --to peft --out adapter`
 
 `roseedit edits export my-edit --to merged --dtype bfloat16 --out edited-model`
+
+`roseedit edits export --ledger edits/ --to peft --out adapter`   (all that is applied; or name ids)
 
 `roseedit edits export my-edit --to vllm --name fixed --out adapter && adapter/serve.sh`
 """
@@ -51,28 +54,47 @@ Draw where edits sit: layers down, matrices across.
 
 `roseedit edits map my-edit other-edit --show edits --layers 30 --out where.svg`
 """
-Folders = Annotated[list[Path], typer.Argument(help="Folders of saved edits.", show_default=False)]
+Folders = Annotated[
+    list[Path] | None,
+    typer.Argument(help="Folders of saved edits; with --ledger, ids in it (none: all applied).", show_default=False),
+]
+InLedger = Annotated[Path | None, typer.Option("--ledger", help="Take the edits out of this ledger, by id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
-def read_edits(folders: list[Path]) -> list[Edit]:
+def read_edits(named: list[Path] | None, ledger: Path | None = None) -> list[Edit]:
     """Saved edits, in order.
 
     Args:
-        folders: Where they lie.
+        named: Folders, or ids when there is a ledger; none means all applied edits of the ledger.
+        ledger: The folder of a ledger.
 
     Returns:
         The edits.
+
+    Raises:
+        RequestError: Nothing is named, or nothing is applied.
     """
     from roseedit.edits.files import load_edit
+    from roseedit.edits.ledger import Ledger
 
-    return [load_edit(folder) for folder in folders]
+    if ledger is None:
+        edits = [load_edit(folder) for folder in named or []]
+    else:
+        with Ledger(ledger, create=False) as book:
+            ids = [str(one) for one in named or []] or [standing.edit_id for standing in book.live]
+            edits = [book.load(edit_id) for edit_id in ids]
+    if not edits:
+        got = "no folders" if ledger is None else "a ledger in which nothing is applied"
+        raise RequestError(refusal(got, "at least one edit", "Name folders of saved edits, or ids with --ledger."))
+    return edits
 
 
 def export(  # noqa: PLR0917 - typer turns each into an option
-    folders: Folders,
     to: Annotated[str, typer.Option(help="peft, vllm, merged, patch or gguf.")],
     target: Annotated[Path, typer.Option("--out", help="A new or empty folder.")],
+    folders: Folders = None,
+    ledger: InLedger = None,
     base: Annotated[
         str | None, typer.Option(help="What the export calls its base; left out: what the edits call it.")
     ] = None,
@@ -93,7 +115,7 @@ def export(  # noqa: PLR0917 - typer turns each into an option
     options = {"base": base, "dtype": dtype, "name": name, "measure": measure}
     check_options(to, **options)
     check_free(target)
-    edits = read_edits(folders)
+    edits = read_edits(folders, ledger)
     loaded = None
     if to in NEEDS_MODEL:
         from transformers.utils import logging as transformers_logging
@@ -146,15 +168,16 @@ def _figure(value: Any) -> str:
 
 
 def diff(
-    a: Annotated[Path, typer.Argument(help="Folder of the first edit.", show_default=False)],
-    b: Annotated[Path, typer.Argument(help="Folder of the second.", show_default=False)],
+    a: Annotated[Path, typer.Argument(help="The first edit: folder, or id with --ledger.", show_default=False)],
+    b: Annotated[Path, typer.Argument(help="The second.", show_default=False)],
+    ledger: InLedger = None,
     top: Annotated[int, typer.Option(min=0, help="How many of the largest entries to show.")] = 10,
     as_json: AsJson = False,
 ) -> None:
     """See `DIFF_EXAMPLES`."""
     from roseedit.edits.diff import diff_edits
 
-    first, second = read_edits([a, b])
+    first, second = read_edits([a, b], ledger)
     found = diff_edits(first, second, largest=top)
     if as_json:
         out.print_json(json.dumps(found.as_mapping(top)))
@@ -220,9 +243,10 @@ def _signed(number: float | None) -> str:
     return "" if number is None else f"{number:+.4f}"
 
 
-def map_(
-    folders: Folders,
+def map_(  # noqa: PLR0917 - typer turns each into an option
     target: Annotated[Path, typer.Option("--out", help="A .png, .svg or .pdf file.")],
+    folders: Folders = None,
+    ledger: InLedger = None,
     show: Annotated[str, typer.Option(help="share, norm or edits.")] = "share",
     layers: Annotated[
         int | None, typer.Option(min=1, help="Layers of the base.", show_default="up to the last")
@@ -233,7 +257,7 @@ def map_(
     from roseedit.edits.heatmap import check_picture, draw_map, edit_map
 
     check_picture(target, show)
-    path = draw_map(edit_map(read_edits(folders), layers), target, measure=show, title=title)
+    path = draw_map(edit_map(read_edits(folders, ledger), layers), target, measure=show, title=title)
     out.print(f"drawn in [bold]{escape(str(path))}[/]")
 
 

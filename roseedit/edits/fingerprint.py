@@ -106,7 +106,7 @@ def served_fingerprint(loaded: LoadedModel) -> str:
         loaded: The model.
 
     Returns:
-        32 hex digits over the configuration, the tokenizer, and names, shapes, dtypes and bytes of all parameters.
+        64 hex digits over the configuration, the tokenizer, and names, shapes, dtypes and bytes of all parameters.
     """
     weights = sorted(loaded.model.named_parameters())
     state = tuple((name, p.data_ptr(), p._version, _some_values(p)) for name, p in weights)
@@ -114,7 +114,8 @@ def served_fingerprint(loaded: LoadedModel) -> str:
     if known is None or known[0] != state:
         parts = (part for name, p in weights for part in (f"{name} {tuple(p.shape)} {p.dtype}", _bytes(p)))
         known = _served[loaded.model] = (state, _short(*parts))
-    return _short(config_digest(loaded.model.config), tokenizer_digest(loaded.tokenizer), known[1])
+    parts = (config_digest(loaded.model.config), tokenizer_digest(loaded.tokenizer), known[1])
+    return hashlib.sha256(":".join(parts).encode()).hexdigest()
 
 
 def _some_values(weight: Tensor) -> tuple[float, ...]:

@@ -202,11 +202,12 @@ def check_wrong_base(case: Case) -> None:
     with torch.no_grad():
         weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(torch.inf))
     before = case.digest(other.loaded.model)
-    named = f"got the model '{other.loaded.name}', which is not the base of edit {case.edit.edit_id}; allowed: "
+    named = f"got the model '{other.loaded.name}', which is not the base of edit {case.edit.edit_id}: "
     for refused in (lambda: other.load(case.folder / "edit"), lambda: other.apply(case.edit)):
         with pytest.raises(DeltaError) as caught:
             refused()
         assert str(caught.value).startswith(named)
+        assert "; allowed: " in str(caught.value)
     assert other.edits == ()
     assert case.digest(other.loaded.model) == before
 

@@ -17,7 +17,7 @@ from ledger_world import DictionaryModel, fact, leave, open_editor, weights_of
 from roseedit.edits.files import load_edit
 from roseedit.errors import LedgerError, RequestError
 
-STEPS, RUNS = 50, 24
+STEPS, RUNS = 50, 36
 MEMORY = Path("/dev/shm")  # a flush costs nothing there; what is on a disk after a crash is another test's business
 taken = {"steps": 0}
 PICK = st.floats(0, 1, exclude_max=True)

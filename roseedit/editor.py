@@ -340,7 +340,7 @@ class Editor:
         """
         settings = _decoding(max_new_tokens, contract, budget, sampling, stop)
         asked = [prompts] if isinstance(prompts, str) else list(prompts)
-        said: list[Any] = self.decoder(contract, gates).generate(asked, settings)
+        said: list[Any] = self.decoder(contract, gates, budget).generate(asked, settings)
         if not detailed:
             said = [response.text.strip() for response in said]
         return said[0] if isinstance(prompts, str) else said
@@ -360,14 +360,20 @@ class Editor:
         """
         settings = _decoding(**options)
         asked = [prompts] if isinstance(prompts, str) else list(prompts)
-        return self.decoder(settings.contract, gates).stream(asked, settings)
+        return self.decoder(settings.contract, gates, settings.budget).stream(asked, settings)
 
-    def decoder(self, contract: Contract = "full", gates: str | Path | SkipProfiles | None = None) -> Decoder:
+    def decoder(
+        self,
+        contract: Contract = "full",
+        gates: str | Path | SkipProfiles | None = None,
+        budget: float | None = None,
+    ) -> Decoder:
         """The decoder behind `generate`.
 
         Args:
             contract: Under `"full"` no gates are needed.
             gates: As for `generate`.
+            budget: Picks among the gates that ship.
 
         Returns:
             The decoder.
@@ -377,7 +383,7 @@ class Editor:
         """
         if contract == "full" and gates is None:
             return Decoder(self.loaded)
-        return Decoder(self.loaded, find_profiles(self.loaded, gates))
+        return Decoder(self.loaded, find_profiles(self.loaded, gates, budget))
 
     def save(self, edit_id: str, folder: str | Path) -> Path:
         """Write a live edit to a folder.

@@ -22,8 +22,8 @@ from roseedit.edits.storage import write_file
 from roseedit.errors import ProfileFileError, SkipError, refusal
 from roseedit.hadskip.paths import Healing
 from roseedit.hadskip.profile import Profile, SkipProfiles
+from roseedit.hadskip.shipped import DEFAULT_BUDGET, find_gates, shipped_gates
 from roseedit.models.load import LoadedModel
-from roseedit.shipped import shipped_dir
 
 FORMAT = 1
 RECORD, HEALING, GATES = "profiles.json", "healing.safetensors", "gates.safetensors"
@@ -174,12 +174,15 @@ def _read_record(source: Path) -> dict[str, Any]:
     return record
 
 
-def find_profiles(loaded: LoadedModel, gates: str | Path | SkipProfiles | None) -> SkipProfiles:
+def find_profiles(
+    loaded: LoadedModel, gates: str | Path | SkipProfiles | None, budget: float | None = None
+) -> SkipProfiles:
     """Profiles as a user names them.
 
     Args:
         loaded: The model.
-        gates: A folder, loaded profiles, or None for those that ship for the model: `hparams/HadSkip/<model>`.
+        gates: A folder, the name of shipped gates, loaded profiles, or None for those that ship for the model.
+        budget: Picks among those that ship: the ones fitted for the largest budget within it.
 
     Returns:
         The profiles.
@@ -191,14 +194,14 @@ def find_profiles(loaded: LoadedModel, gates: str | Path | SkipProfiles | None) 
     if isinstance(gates, SkipProfiles):
         return gates
     if gates is not None:
-        return load_profiles(gates)
-    root = shipped_dir("hparams")
-    folder = None if root is None else root / "HadSkip" / Path(loaded.name).name
-    if folder is None or not (folder / RECORD).is_file():
+        return load_profiles(find_gates(gates))
+    shipped = shipped_gates(loaded.name)
+    if not shipped:
         message = refusal(
             f"no gates for {loaded.name!r}, for which none ship",
             "a folder of fitted gates",
             "Fit some: roseedit skip fit --model M --budget B --out DIR.",
         )
         raise SkipError(message)
-    return load_profiles(folder)
+    wanted = DEFAULT_BUDGET if budget is None else budget
+    return load_profiles(shipped[max((b for b in shipped if b <= wanted), default=min(shipped))])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from roseedit.errors import SkipError, near_names, refusal
+from roseedit.errors import ProfileFileError, near_names, refusal
 
+DEFAULT_BUDGET = 0.75  # of the gates that are taken when none is asked for
 ROOT = Path(__file__).resolve().parent / "gates"
 
 
@@ -33,7 +34,7 @@ def find_gates(name: str | Path) -> Path:
         The folder.
 
     Raises:
-        SkipError: Neither.
+        ProfileFileError: Neither.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -41,4 +42,6 @@ def find_gates(name: str | Path) -> Path:
         return ROOT / str(name)
     known = [p.name for p in ROOT.glob("*") if p.is_dir()]
     hint = near_names(str(name), known) if known else "Fit some: roseedit skip fit."
-    raise SkipError(refusal(f"gates {str(name)!r}, which do not exist", "a folder, or the name of shipped gates", hint))
+    raise ProfileFileError(
+        refusal(f"gates {str(name)!r}, which do not exist", "a folder, or the name of shipped gates", hint)
+    )

@@ -17,11 +17,14 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 demo: $(VENV)/.installed ## edit one fact in a real model: before, after, locality, portability, revert
 	$(BIN)/python examples/edit_one_fact.py
 
+# Two workers, one thread each; a file's tests share their models in one worker.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: $(VENV)/.installed ## all tests, those on the real model included
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(VENV)/.installed ## tests that load no real model
-	$(BIN)/python -m pytest -m "not real"
+	$(PYTEST) -m "not real"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

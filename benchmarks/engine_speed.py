@@ -24,7 +24,7 @@ from roseedit import EditRequest, load_editset, load_model
 from roseedit.hparams import read_yaml
 from roseedit.models.encoding import encode_pair
 from roseedit.models.load import LoadedModel
-from roseedit.roselora.config import RoseLoRAHparams, read_roselora
+from roseedit.roselora.config import read_roselora
 from roseedit.roselora.engine import train_independent
 
 PRODUCTS = (

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+NOISE = 1e-6  # share of the leading direction's energy below which a direction is rounding, not signal
+
 
 @torch.no_grad()
 def cleared(keys: Tensor, anchors: Tensor | None, ridge: float) -> Tensor:
@@ -32,7 +34,7 @@ def cleared(keys: Tensor, anchors: Tensor | None, ridge: float) -> Tensor:
         return keys
     squares = anchors.square().sum(-1)
     unit = squares.sum(-1) / (squares > 0).sum(-1).clamp(min=1)
-    penalty = (ridge * unit).clamp(min=torch.finfo(keys.dtype).tiny)[:, None, None]
+    penalty = torch.where(unit > 0, ridge * unit, 1.0)[:, None, None]  # an edit without anchors: any will do
     few = anchors.shape[1] <= anchors.shape[2]
     gram = anchors @ anchors.mT if few else anchors.mT @ anchors
     factor = torch.linalg.cholesky(gram + penalty * torch.eye(gram.shape[-1], device=gram.device))
@@ -61,7 +63,9 @@ def leading_rows(keys: Tensor, gradients: Tensor, fallback: Tensor) -> Tensor:
     energy, mix = torch.linalg.eigh(weighted @ weighted.mT)
     found = min(fallback.shape[1], energy.shape[-1])
     rows = mix.flip(-1)[..., :found].mT @ weighted
-    usable = energy.flip(-1)[:, :found] > 1e-10 * energy[:, -1:].clamp(min=1e-300)
+    usable = energy.flip(-1)[:, :found] > NOISE * energy[:, -1:].clamp(min=1e-300)
+    largest = rows.gather(-1, rows.abs().argmax(-1, keepdim=True))
+    rows = rows * torch.where(largest < 0, -1.0, 1.0)  # the sign is free; the same one in any batch
     wanted = fallback.norm(dim=-1, keepdim=True)[:, :found].double()
     scaled = rows / rows.norm(dim=-1, keepdim=True).clamp(min=1e-300) * wanted
     out = fallback.clone()

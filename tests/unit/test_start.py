@@ -34,6 +34,20 @@ def test_rows_of_zeros_do_not_count_as_anchors() -> None:
     assert torch.allclose(cleared(keys, padded, 0.1), cleared(keys, anchors, 0.1), atol=1e-5)
 
 
+def test_an_edit_without_anchors_beside_one_with_them_is_left_alone() -> None:
+    keys = 100 * random(2, 3, 12)
+    for count in (5, 30):
+        anchors = random(2, count, 12, seed=1)
+        anchors[1] = 0
+        assert torch.allclose(cleared(keys, anchors, 0.1)[1], keys[1], rtol=1e-4)
+
+
+def test_the_sign_of_a_row_does_not_depend_on_padding() -> None:
+    keys, gradients, start = random(1, 6, 20), random(1, 6, 9, seed=1), random(1, 3, 20, seed=2)
+    padded = [torch.cat([t, torch.zeros(1, 2, t.shape[-1])], 1) for t in (keys, gradients)]
+    assert torch.allclose(leading_rows(keys, gradients, start), leading_rows(*padded, start), atol=1e-4)
+
+
 def test_more_anchors_than_dimensions_give_the_same_formula() -> None:
     keys, anchors, ridge = random(1, 3, 12), random(1, 30, 12, seed=1), 0.1
     unit = anchors[0].square().sum(-1).mean()

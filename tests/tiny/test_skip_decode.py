@@ -170,8 +170,7 @@ def by_state(loaded: LoadedModel, looks_at: int = 2) -> Decoder:
     return Decoder(loaded, profiles, ByState(looks_at))
 
 
-@pytest.mark.parametrize("looks_at", [0, 1, 2])
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gptj", "gemma3"])
+@pytest.mark.parametrize(("name", "looks_at"), [("llama", 0), ("llama", 1), ("gptj", 2), ("gemma3", 2)])
 def test_f_each_sequence_has_its_own_profile(tiny: Tiny, name: str, looks_at: int) -> None:
     """Mixed batches are split by profile; every row reads as if it were alone with that profile, and again the same."""
     loaded = tiny(name, num_hidden_layers=6) if name not in ("gpt2", "gptj") else tiny(name, n_layer=6)
@@ -282,26 +281,25 @@ def test_the_same_seed_gives_the_same_bytes_with_skip_off_and_on(any_model: Load
     decoder = skipping(any_model)
     plain = endless(decoder, rows, "full", sampling=sampling)
     assert endless(decoder, rows, "full", sampling=sampling) == plain
-    for length in (1, 4, None):
+    for length in (4, None):
         assert endless(decoder, rows, "lossless", sampling=sampling, draft_length=length) == plain
     other = Sampling(sampling.temperature, seed=99)
     assert endless(decoder, rows, "full", sampling=other) != plain
     assert len(set(endless(decoder, [rows[0]] * 4, "full", sampling=sampling))) > 1  # sequences have noise of their own
 
 
-@pytest.mark.parametrize("contract", ["full", "lossless"])
-def test_processors_with_a_memory_see_each_rows_own_history(any_model: LoadedModel, contract: Any) -> None:
-    rows = rows_of(any_model)
+def test_processors_with_a_memory_see_each_rows_own_history(any_model: LoadedModel) -> None:
+    rows = rows_of(any_model)[:4]
     wanted = stock(any_model.model, rows, repetition_penalty=1.7)
-    assert wanted != stock_of(any_model)
-    assert endless(skipping(any_model), rows, contract, sampling=Sampling(repetition_penalty=1.7)) == wanted
+    assert wanted != stock_of(any_model)[:4]
+    for contract in ("full", "lossless"):
+        assert endless(skipping(any_model), rows, contract, sampling=Sampling(repetition_penalty=1.7)) == wanted
 
 
 @pytest.mark.parametrize("name", ["gemma3", "mistral"])
-@pytest.mark.parametrize("window", [6, 12])
-def test_sliding_windows_slide_right(tiny: Tiny, name: str, window: int) -> None:
-    loaded = tiny(name, sliding_window=window)
-    rows = rows_of(loaded)
+def test_sliding_windows_slide_right(tiny: Tiny, name: str) -> None:
+    loaded = tiny(name, sliding_window=6)
+    rows = rows_of(loaded)[:5]
     wanted = stock(loaded.model, rows)
     assert endless(skipping(loaded), rows, "full") == wanted
     assert endless(skipping(loaded), rows, "lossless", draft_length=4) == wanted
@@ -328,8 +326,9 @@ def test_text_and_stops_are_those_of_the_scoring_core(any_model: LoadedModel, co
         assert [(r.text, r.stop, len(r.tokens)) for r in said] == [(w.text, w.stop, w.n_tokens) for w in wanted]
 
 
-def test_streamed_pieces_add_up(any_model: LoadedModel) -> None:
-    decoder = skipping(any_model)
+@pytest.mark.parametrize("name", ["llama", "gptj", "opt"])
+def test_streamed_pieces_add_up(tiny: Tiny, name: str) -> None:
+    decoder = skipping(tiny(name))
     for sampling in (Sampling(), Sampling(1.0, seed=7)):
         for contract, budget in (("full", None), ("bounded", 0.8), ("lossless", None)):
             settings = DecodeSettings(contract, budget, NEW, (" the", "x"), sampling)  # type: ignore[arg-type]
@@ -409,11 +408,9 @@ def test_holes_are_closed(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(group, "HOLES", 2)
     monkeypatch.setattr(group, "HOLE_SHARE", 0.0)
-    for name in ("llama", "gpt2", "opt"):
+    for name in ("llama", "opt"):
         loaded = tiny(name)
-        assert endless(skipping(loaded), rows_of(loaded), "lossless", draft_length=4) == stock(
-            loaded.model, rows_of(loaded)
-        )
+        assert endless(skipping(loaded), rows_of(loaded), "lossless", draft_length=4) == stock_of(loaded)
 
 
 def test_columns_move_to_the_left() -> None:

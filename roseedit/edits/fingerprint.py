@@ -114,8 +114,8 @@ def served_fingerprint(loaded: LoadedModel) -> str:
     if known is None or known[0] != state:
         parts = (part for name, p in weights for part in (f"{name} {tuple(p.shape)} {p.dtype}", _bytes(p)))
         known = _served[loaded.model] = (state, _short(*parts))
-    parts = (config_digest(loaded.model.config), tokenizer_digest(loaded.tokenizer), known[1])
-    return hashlib.sha256(":".join(parts).encode()).hexdigest()
+    named = (config_digest(loaded.model.config), tokenizer_digest(loaded.tokenizer), known[1])
+    return hashlib.sha256(":".join(named).encode()).hexdigest()
 
 
 def _some_values(weight: Tensor) -> tuple[float, ...]:

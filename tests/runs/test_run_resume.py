@@ -109,7 +109,7 @@ def test_an_edit_that_cannot_be_made_is_counted_and_takes_no_other_down(
         def __init__(self, name: str) -> None:
             self.method = real(name)
 
-        def fit(self, loaded, requests, hparams, **options):  # noqa: ANN
+        def fit(self, loaded, requests, hparams, **options):
             if any(r.subject == "Cork" for r in requests):
                 raise DeltaError("got NaN; allowed: numbers. Lower lr.")
             return self.method.fit(loaded, requests, hparams, **options)

@@ -57,7 +57,7 @@ class HealthGate:
     def prepare(self) -> None:
         """Measure the unedited model, once; live edits are taken off for that moment."""
         if self._base is None:
-            with live_edits(self.loaded.model).suspended():
+            with live_edits(self.loaded.model).only():
                 self._base = self._measured()
 
     def check(self, edits: Sequence[Edit]) -> dict[str, Any]:

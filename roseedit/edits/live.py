@@ -19,7 +19,6 @@ from roseedit.edits.touched import Touched, gathered
 from roseedit.errors import DeltaError, refusal
 
 _LIVE: weakref.WeakKeyDictionary[nn.Module, LiveEdits] = weakref.WeakKeyDictionary()
-Stamp = tuple[int, int, str, tuple[int, ...], int]
 
 
 def live_edits(model: nn.Module) -> LiveEdits:
@@ -47,7 +46,6 @@ class LiveEdits:
         self._model = weakref.ref(model)
         self._deltas: list[Delta] = []
         self._touched: dict[str, Touched] = {}
-        self._own_writes: dict[str, int] = {}
 
     @property
     def deltas(self) -> tuple[Delta, ...]:
@@ -124,19 +122,26 @@ class LiveEdits:
         del self._deltas[at]
 
     @contextmanager
-    def suspended(self) -> Iterator[None]:
-        """The model as it was before any edit, for the length of a block.
+    def only(self, deltas: Sequence[Delta] = ()) -> Iterator[None]:
+        """The model with exactly these deltas on it, for the length of a block; then what was live is live again.
+
+        Args:
+            deltas: The deltas; none for the model as it was before any edit.
 
         Yields:
             Nothing.
         """
-        deltas = self.deltas
-        for delta in deltas:
-            self.revert(delta)
+        before = self.deltas
         try:
+            for delta in before:
+                self.revert(delta)
+            self.apply_all(deltas)
             yield
         finally:
-            self.apply_all(deltas)
+            for delta in self.deltas:
+                if all(delta is not live for live in before):
+                    self.revert(delta)
+            self.apply_all([delta for delta in before if all(delta is not live for live in self._deltas)])
 
     def pristine(self, weight_name: str) -> Tensor:
         """A parameter as it was before any edit.
@@ -151,21 +156,6 @@ class LiveEdits:
         if weight_name not in self._touched:
             return weight
         return self._touched[weight_name].restored(weight)
-
-    def stamp(self, weight_name: str) -> Stamp | None:
-        """Something that stays the same as long as only edits write to a parameter.
-
-        Args:
-            weight_name: Its name.
-
-        Returns:
-            The stamp, or None where torch does not count writes. A write through `.data` is not counted.
-        """
-        weight = self._parameter(weight_name)
-        if weight.is_inference():
-            return None
-        foreign = weight._version - self._own_writes.get(weight_name, 0)
-        return id(weight), weight.data_ptr(), str(weight.dtype), tuple(weight.shape), foreign
 
     def _refuse_live(self, deltas: Sequence[Delta]) -> None:
         seen = {id(live) for live in self._deltas}
@@ -211,7 +201,7 @@ class LiveEdits:
         self._check_own(m, touched, index, weight)
         touched.shift(index, change, 1)
         try:
-            self._write(m.weight_name, weight, index, touched)
+            self._write(weight, index, touched)
         except BaseException:
             touched.shift(index, change, -1)
             raise
@@ -224,7 +214,7 @@ class LiveEdits:
         touched = (self._touched.get(name) or Touched.nothing(flat)).holding(index, flat)
         self._check_own(changes[0], touched, index, weight)
         touched.shift(index, total, count)
-        self._write(name, weight, index, touched)
+        self._write(weight, index, touched)
         self._touched[name] = touched
 
     def _entries(self, m: MatrixDelta) -> tuple[Tensor, Tensor]:
@@ -238,15 +228,12 @@ class LiveEdits:
         index, change = entries or self._entries(m)
         touched = self._touched[m.weight_name]
         touched.shift(index, -change, -1)
-        self._write(m.weight_name, weight, index, touched)
+        self._write(weight, index, touched)
         left = touched.compact()
         if left is None:
             del self._touched[m.weight_name]
         else:
             self._touched[m.weight_name] = left
 
-    def _write(self, name: str, weight: nn.Parameter, index: Tensor, touched: Touched) -> None:
-        before = 0 if weight.is_inference() else weight._version
+    def _write(self, weight: nn.Parameter, index: Tensor, touched: Touched) -> None:
         weight.detach().view(-1).scatter_(0, index, touched.current(index))
-        if not weight.is_inference():
-            self._own_writes[name] = self._own_writes.get(name, 0) + weight._version - before

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from roseedit.editor import Editor
 from roseedit.edits.files import load_edit
+from roseedit.edits.storage import sync_folder
 from roseedit.errors import DeltaError
 from roseedit.evaluation.looks import Look, look, run_questions, with_following
 from roseedit.evaluation.rows import long_rows, rows_to_parquet
@@ -17,7 +18,7 @@ from roseedit.evaluation.table import Question
 from roseedit.methods import MadeDelta
 from roseedit.runs.base import BaseScores, unedited
 from roseedit.runs.cost import Meter
-from roseedit.runs.files import Layout, as_json, sync_folder, write_atomic
+from roseedit.runs.files import Layout, as_json, write_atomic
 from roseedit.runs.start import Run
 from roseedit.runs.units import Item
 from roseedit.runs.work import Done, report_rows

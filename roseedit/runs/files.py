@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from roseedit.edits.storage import sync_folder
 from roseedit.errors import RunError, refusal
 
 
@@ -98,15 +99,6 @@ def write_once(path: Path, data: bytes) -> bool:
         beside.unlink(missing_ok=True)
     sync_folder(path.parent)
     return True
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder survive a power failure."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def as_json(value: Any) -> bytes:

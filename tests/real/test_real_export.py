@@ -14,9 +14,9 @@ from torch import Tensor
 
 from roseedit.editor import Editor
 from roseedit.edits.edit import Edit
-from roseedit.edits.export.common import only_these
 from roseedit.edits.export.forms import export_edits
 from roseedit.edits.files import load_edit
+from roseedit.edits.live import live_edits
 from roseedit.editsets import load_editset
 from roseedit.models.encoding import pad_right
 
@@ -63,7 +63,7 @@ def test_stock_peft_gives_the_live_models_logits(editor: Editor, made: tuple[Edi
     ids, mask = fifty(editor)
     model = editor.loaded.model
     plain = model(input_ids=ids, attention_mask=mask).logits
-    with only_these(model, [edit.delta for edit in made]):
+    with live_edits(model).only([edit.delta for edit in made]):
         edited = model(input_ids=ids, attention_mask=mask).logits
     save_file({"ids": ids, "mask": mask, "plain": plain, "edited": edited}, tmp_path / "wanted.safetensors")
     export_edits(made, "peft", tmp_path / "adapter")

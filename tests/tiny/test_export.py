@@ -17,7 +17,7 @@ from torch import Tensor
 from roseedit.edits.delta import Delta, MatrixDelta, SparseVectors
 from roseedit.edits.edit import Edit
 from roseedit.edits.export.adapter import lora_tensors, ranks_of
-from roseedit.edits.export.common import only_these, summed_changes
+from roseedit.edits.export.common import summed_changes
 from roseedit.edits.export.forms import FORMS, export_edits
 from roseedit.edits.export.vllm import RANKS, allowed_rank, serve_command
 from roseedit.edits.files import save_edit
@@ -104,7 +104,7 @@ def test_stock_peft_computes_what_the_live_model_computes(tiny: Tiny, tmp_path: 
         done = export_edits(edits, "peft", tmp_path / name, base=base)
         ids = prompts(loaded)
         plain = logits(loaded.model, ids)
-        with only_these(loaded.model, [edit.delta for edit in edits]):
+        with live_edits(loaded.model).only([edit.delta for edit in edits]):
             edited = logits(loaded.model, ids)
         assert float((edited - plain).abs().max()) > 1e-2  # the edits matter
         save_file({"ids": ids, "edited": edited, "unedited": plain}, tmp_path / f"{name}.safetensors")
@@ -190,7 +190,7 @@ def test_a_merged_checkpoint_holds_the_cast_sum(
     again = load_model(str(tmp_path / "out"), dtype="auto", device="cpu")
     assert str(again.model.dtype) == f"torch.{dtype}"
     live_edits(loaded.model).revert(edits[1].delta)
-    with only_these(loaded.model, [edit.delta for edit in edits]):
+    with live_edits(loaded.model).only([edit.delta for edit in edits]):
         wanted = {name: p.detach().to(again.model.dtype).clone() for name, p in loaded.model.named_parameters()}
     assert again.anatomy.tied == loaded.anatomy.tied
     for name, p in again.model.named_parameters():
@@ -241,7 +241,7 @@ save_file(weights, sys.argv[3] + "/reverted.safetensors")
     ran = subprocess.run(command, capture_output=True, encoding="utf-8", check=False, timeout=120)
     assert ran.returncode == 0, ran.stderr
     own = {name: p.detach().clone() for name, p in loaded.model.named_parameters()}
-    with only_these(loaded.model, [edit.delta for edit in edits]):
+    with live_edits(loaded.model).only([edit.delta for edit in edits]):
         wanted = {name: p.detach().clone() for name, p in loaded.model.named_parameters()}
     edited, reverted = (load_file(tmp_path / f"{which}.safetensors") for which in ("edited", "reverted"))
     assert any(not torch.equal(wanted[name], own[name]) for name in own)
@@ -318,7 +318,7 @@ def test_a_folder_in_use_is_left_alone(tiny: Tiny, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 
-def test_only_these_puts_everything_back(tiny: Tiny, digest: Callable[..., str]) -> None:
+def test_a_block_with_other_edits_puts_everything_back(tiny: Tiny, digest: Callable[..., str]) -> None:
     loaded = tiny("llama")
     edits = [random_edit(loaded, seed) for seed in range(3)]
     pristine = digest(loaded.model)
@@ -326,11 +326,11 @@ def test_only_these_puts_everything_back(tiny: Tiny, digest: Callable[..., str])
     for edit in edits[:2]:
         live.apply(edit.delta)
     before = digest(loaded.model)
-    with pytest.raises(KeyError), only_these(loaded.model, [edits[1].delta, edits[2].delta]):
+    with pytest.raises(KeyError), live_edits(loaded.model).only([edits[1].delta, edits[2].delta]):
         assert live.deltas == (edits[1].delta, edits[2].delta)
         raise KeyError
     assert digest(loaded.model) == before
-    with only_these(loaded.model, []):
+    with live_edits(loaded.model).only():
         assert digest(loaded.model) == pristine
 
 

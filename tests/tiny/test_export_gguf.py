@@ -15,10 +15,10 @@ from torch import Tensor
 
 from roseedit.edits.delta import Delta, MatrixDelta, SparseVectors
 from roseedit.edits.edit import Edit
-from roseedit.edits.export.common import only_these
 from roseedit.edits.export.forms import export_edits
 from roseedit.edits.export.gguf import find_converter, replaced_weights, write_edited
 from roseedit.edits.fingerprint import base_fingerprint
+from roseedit.edits.live import live_edits
 from roseedit.errors import ExportError
 from roseedit.models.load import LoadedModel, load_model
 from roseedit.requests import EditRequest
@@ -96,7 +96,7 @@ def edit_of(loaded: LoadedModel, *roles: str, seed: int = 0) -> Edit:
 
 
 def live_weights(loaded: LoadedModel, edits: list[Edit]) -> dict[str, Tensor]:
-    with only_these(loaded.model, [edit.delta for edit in edits]):
+    with live_edits(loaded.model).only([edit.delta for edit in edits]):
         return {name: p.detach().clone() for name, p in loaded.model.named_parameters()}
 
 

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from roseedit import __version__
-from roseedit.edits.delta import GRID_BITS, Delta
+from roseedit.edits.delta import GRID_BITS
 from roseedit.edits.edit import Edit, request_as_mapping
 from roseedit.edits.files import check_free
-from roseedit.edits.live import live_edits
 from roseedit.edits.record import edit_figures
 from roseedit.errors import ExportError, ModelError, refusal
 from roseedit.models.embedded import EMBEDDED, embedded_folder
@@ -165,34 +164,6 @@ def summed_changes(edits: Sequence[Edit]) -> dict[str, SummedChange]:
         total = torch.zeros(len(index), dtype=torch.int64).index_add_(0, inverse, torch.cat([c for _, c in parts]))
         out[name] = SummedChange(index, total, shapes[name])
     return out
-
-
-@contextmanager
-def only_these(model: Any, deltas: Sequence[Delta]) -> Iterator[None]:
-    """The model with exactly these deltas on it, for the length of a block; afterwards what was live is live again.
-
-    Args:
-        model: The model.
-        deltas: The deltas; none of them for the unedited model.
-
-    Yields:
-        Nothing.
-    """
-    live = live_edits(model)
-    before = live.deltas
-    for delta in before:
-        live.revert(delta)
-    added: list[Delta] = []
-    try:
-        for delta in deltas:
-            live.apply(delta)
-            added.append(delta)
-        yield
-    finally:
-        for delta in added:
-            live.revert(delta)
-        for delta in before:
-            live.apply(delta)
 
 
 @contextmanager

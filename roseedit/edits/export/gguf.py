@@ -27,7 +27,6 @@ from roseedit.edits.export.common import (
     base_path,
     check_together,
     new_folder,
-    only_these,
     summed_changes,
     write_sidecar,
 )
@@ -237,7 +236,7 @@ def _convert(edits: Sequence[Edit], target: Path, loaded: LoadedModel, dtype: to
         remedy = "Set LLAMA_CPP to a checkout of llama.cpp, pass the base's .gguf file as --base, or use --to merged."
         raise ExportError(refusal(got, "a GGUF base, or that converter", remedy))
     with tempfile.TemporaryDirectory(dir=target.parent) as name:
-        with only_these(loaded.model, []):
+        with live_edits(loaded.model).only():
             save_merged(edits, Path(name), loaded, dtype)
         command = [sys.executable, str(script), name, "--outfile", str(target), "--outtype", _NAMES[dtype][1]]
         done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)

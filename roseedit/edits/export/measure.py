@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from roseedit.edits.edit import Edit
-from roseedit.edits.export.common import only_these
+from roseedit.edits.live import live_edits
 from roseedit.evaluation.generation import generate
 from roseedit.evaluation.metrics import bootstrap_interval, exact_match, mean_by_edit
 from roseedit.models.load import LoadedModel
@@ -56,7 +56,7 @@ def survival(loaded: LoadedModel, exported: LoadedModel, edits: Sequence[Edit]) 
         Their answers, right or wrong.
     """
     owner = tuple(i for i, edit in enumerate(edits) for _ in edit.requests)
-    with only_these(loaded.model, [edit.delta for edit in edits]):
+    with live_edits(loaded.model).only([edit.delta for edit in edits]):
         before = _answers(loaded, edits)
     prompts = tuple(r.prompt for edit in edits for r in edit.requests)
     return Survival(before, _answers(exported, edits), owner, prompts)

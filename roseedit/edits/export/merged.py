@@ -17,12 +17,12 @@ from roseedit.edits.export.common import (
     base_path,
     check_together,
     new_folder,
-    only_these,
     summed_changes,
     write_sidecar,
 )
 from roseedit.edits.export.measure import survival
 from roseedit.edits.files import check_base
+from roseedit.edits.live import live_edits
 from roseedit.errors import ExportError, near_names, refusal
 from roseedit.models.load import LoadedModel, load_model
 
@@ -61,7 +61,7 @@ def export_merged(
         check_base(edit, loaded)
     model = base_path(edits, base)
     with new_folder(out) as folder:
-        with only_these(loaded.model, []):
+        with live_edits(loaded.model).only():
             save_merged(edits, folder, loaded, wanted)
         figures: dict[str, Any] = {"dtype": str(wanted).removeprefix("torch."), "bytes": _size(folder)}
         if measure:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import build_model
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -16,6 +16,7 @@ from ledger_world import DictionaryModel, fact, leave, open_editor, weights_of
 
 from roseedit.edits.files import load_edit
 from roseedit.errors import LedgerError, RequestError
+from roseedit.models.load import LoadedModel
 
 STEPS, RUNS = 50, 36
 MEMORY = Path("/dev/shm")  # a flush costs nothing there; what is on a disk after a crash is another test's business
@@ -26,10 +27,12 @@ PICK = st.floats(0, 1, exclude_max=True)
 class Machine(RuleBasedStateMachine):
     """An editor on a ledger beside a plain account of what must be."""
 
+    tiny: Callable[..., LoadedModel]  # the fixture of that name; hypothesis makes these objects without arguments
+
     def __init__(self) -> None:
         super().__init__()
         self.root = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
-        self.loaded = build_model("llama")
+        self.loaded = type(self).tiny("llama")
         self.editor = open_editor(self.loaded, self.root / "edits")
         self.dictionary = DictionaryModel(self.loaded)
         self.live: list[str] = []
@@ -176,7 +179,8 @@ class Machine(RuleBasedStateMachine):
         shutil.rmtree(self.root)
 
 
-def test_weights_are_those_of_the_dictionary() -> None:
+def test_weights_are_those_of_the_dictionary(tiny: Callable[..., LoadedModel]) -> None:
+    Machine.tiny = staticmethod(tiny)
     torch.set_num_threads(1)
     taken["steps"] = 0
     run = settings(

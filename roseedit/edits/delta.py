@@ -94,12 +94,13 @@ class MatrixDelta:
     @property
     def density(self) -> float:
         """Share of the matrix that is touched."""
-        return len(self.changes()[0]) / (self.d_in * self.d_out)
+        return len(self.products()[0].unique()) / (self.d_in * self.d_out)
 
     @property
     def norm(self) -> float:
-        """Frobenius norm of the change."""
-        return float((self.changes()[1].double() * 2.0**-GRID_BITS).norm())
+        """Frobenius norm of the change, from the factors: ||BA||^2 = <B^T B, A A^T>, free of any (d_out, d_in) work."""
+        a, b = self.a.dense(self.d_in).double(), self.b.dense(self.d_out).double()
+        return max(0.0, float(((b @ b.T) * (a @ a.T)).sum())) ** 0.5
 
     def products(self) -> tuple[Tensor, Tensor]:
         """The entries of every outer product, one product after another; an entry that several touch comes repeatedly.
@@ -187,14 +188,6 @@ class Delta:
     def norm(self) -> float:
         """Frobenius norm of the whole change."""
         return sum(m.norm**2 for m in self.matrices) ** 0.5
-
-    @property
-    def density_and_norm(self) -> tuple[float, float]:
-        """Both in one go, for every touched entry has to be worked out for either."""
-        total = sum(m.d_in * m.d_out for m in self.matrices)
-        changes = [m.changes()[1].double() for m in self.matrices]
-        square = sum(float((c * 2.0**-GRID_BITS).square().sum()) for c in changes)
-        return sum(len(c) for c in changes) / total, square**0.5
 
     @property
     def n_values(self) -> int:

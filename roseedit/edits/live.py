@@ -114,9 +114,9 @@ class LiveEdits:
         at = next((i for i, live in enumerate(self._deltas) if live is delta), None)
         if at is None:
             raise DeltaError(refusal("a delta that is not applied", "one that is", "See the list of live edits."))
-        found = [self._entries(m) for m in delta.matrices]
-        for m, (index, _) in zip(delta.matrices, found, strict=True):
-            self._check_own(m, self._touched[m.weight_name], index, self._parameter(m.weight_name))
+        found = [self._held(m) for m in delta.matrices]
+        for m, (index, place, _) in zip(delta.matrices, found, strict=True):
+            self._check_own(m, self._touched[m.weight_name], index, place)
         for m, entries in zip(delta.matrices, found, strict=True):
             self._remove(m, entries)
         del self._deltas[at]
@@ -182,9 +182,10 @@ class LiveEdits:
             raise DeltaError(refusal(got, f"a contiguous floating-point matrix {shape}", "Load the delta's own base."))
         return weight
 
-    def _check_own(self, m: MatrixDelta, touched: Touched, index: Tensor, weight: nn.Parameter) -> None:
+    def _check_own(self, m: MatrixDelta, touched: Touched, index: Tensor, place: Tensor) -> None:
         """Foreign changes to what is about to be written would be lost, or make the revert wrong: say so instead."""
-        if not touched.agrees(index, weight.detach().view(-1)):
+        now = self._parameter(m.weight_name).detach().view(-1).index_select(0, index)
+        if not torch.equal(now, touched.current(place)):
             message = refusal(
                 f"{m.weight_name} changed by something other than roseedit while edits were live",
                 "weights that only roseedit changes between apply and revert",
@@ -195,45 +196,51 @@ class LiveEdits:
     @torch.no_grad()
     def _add(self, m: MatrixDelta, weight: nn.Parameter) -> None:
         index, change = self._entries(m)
-        flat = weight.detach().view(-1)
-        touched = self._touched.get(m.weight_name) or Touched.nothing(flat)
-        touched = touched.holding(index, flat)
-        self._check_own(m, touched, index, weight)
-        touched.shift(index, change, 1)
+        touched, place = self._make_room(m, index, weight)
+        touched.shift(place, change, 1)
         try:
-            self._write(weight, index, touched)
+            self._write(weight, index, touched.current(place))
         except BaseException:
-            touched.shift(index, change, -1)
+            touched.shift(place, change, -1)
             raise
         self._touched[m.weight_name] = touched
 
     @torch.no_grad()
     def _add_many(self, changes: Sequence[MatrixDelta], weight: nn.Parameter) -> None:
-        name, flat = changes[0].weight_name, weight.detach().view(-1)
         index, total, count = (t.to(weight.device) for t in gathered(changes))
-        touched = (self._touched.get(name) or Touched.nothing(flat)).holding(index, flat)
-        self._check_own(changes[0], touched, index, weight)
-        touched.shift(index, total, count)
-        self._write(weight, index, touched)
-        self._touched[name] = touched
+        touched, place = self._make_room(changes[0], index, weight)
+        touched.shift(place, total, count)
+        self._write(weight, index, touched.current(place))
+        self._touched[changes[0].weight_name] = touched
+
+    def _make_room(self, m: MatrixDelta, index: Tensor, weight: nn.Parameter) -> tuple[Touched, Tensor]:
+        flat = weight.detach().view(-1)
+        touched = (self._touched.get(m.weight_name) or Touched.nothing(flat)).holding(index, flat)
+        place = touched.places(index)
+        self._check_own(m, touched, index, place)
+        return touched, place
 
     def _entries(self, m: MatrixDelta) -> tuple[Tensor, Tensor]:
         device = self._parameter(m.weight_name).device
         index, change = m.products()
         return index.to(device), change.to(device)
 
+    def _held(self, m: MatrixDelta) -> tuple[Tensor, Tensor, Tensor]:
+        """Entries of a live delta: where they are in the matrix, where in the record, and their changes."""
+        index, change = self._entries(m)
+        return index, self._touched[m.weight_name].places(index), change
+
     @torch.no_grad()
-    def _remove(self, m: MatrixDelta, entries: tuple[Tensor, Tensor] | None = None) -> None:
-        weight = self._parameter(m.weight_name)
-        index, change = entries or self._entries(m)
+    def _remove(self, m: MatrixDelta, held: tuple[Tensor, Tensor, Tensor] | None = None) -> None:
+        index, place, change = held or self._held(m)
         touched = self._touched[m.weight_name]
-        touched.shift(index, -change, -1)
-        self._write(weight, index, touched)
+        touched.shift(place, -change, -1)
+        self._write(self._parameter(m.weight_name), index, touched.current(place))
         left = touched.compact()
         if left is None:
             del self._touched[m.weight_name]
         else:
             self._touched[m.weight_name] = left
 
-    def _write(self, weight: nn.Parameter, index: Tensor, touched: Touched) -> None:
-        weight.detach().view(-1).scatter_(0, index, touched.current(index))
+    def _write(self, weight: nn.Parameter, index: Tensor, values: Tensor) -> None:
+        weight.detach().view(-1).scatter_(0, index, values)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import metadata
 from typing import Any
 
 from roseedit import __version__
 from roseedit.edits.blob import MatrixEntry
-from roseedit.edits.delta import GRID_BITS, Delta
+from roseedit.edits.delta import Delta
 from roseedit.edits.edit import Edit, request_as_mapping, request_from_mapping
 from roseedit.errors import AbsurdSizeError, DuplicateIndexError, NewerFormatError, RecordError, refusal
 from roseedit.requests import EditRequest
@@ -45,7 +46,7 @@ def encode_record(edit: Edit, blob: bytes) -> bytes:
         "edit_id": edit.edit_id,
         "model_name": edit.model_name,
         "fingerprint": edit.fingerprint,
-        "written_by": {"roseedit": __version__, **{n: metadata.version(n) for n in ("torch", "transformers")}},
+        "written_by": {"roseedit": __version__, **_versions()},
         "bytes": len(blob),
         "sha256": hashlib.sha256(blob).hexdigest(),
         "figures": edit_figures(edit),
@@ -70,18 +71,20 @@ def edit_figures(edit: Edit) -> dict[str, float | int]:
     Returns:
         The figures by name.
     """
-    known = {name: edit.report.get(name) for name in ("values", "density", "density_bound", "norm")}
-    if all(isinstance(value, (int, float)) for value in known.values()):
-        return {name: value for name, value in known.items() if value is not None}
     delta = edit.delta
-    changes = [m.changes()[1] for m in delta.matrices]
-    total = sum(m.d_in * m.d_out for m in delta.matrices)
-    return {
-        "values": delta.n_values,
-        "density": sum(len(change) for change in changes) / total,
-        "density_bound": delta.density_bound,
-        "norm": sum(float((change.double() * 2.0**-GRID_BITS).norm()) ** 2 for change in changes) ** 0.5,
+    work: dict[str, Callable[[], float | int]] = {
+        "values": lambda: delta.n_values,
+        "density": lambda: delta.density,
+        "density_bound": lambda: delta.density_bound,
+        "norm": lambda: delta.norm,
     }
+    known = {name: edit.report.get(name) for name in work}
+    return {name: v if isinstance(v := known[name], (int, float)) else work[name]() for name in work}
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("torch", "transformers")}
 
 
 def seal(record: Mapping[str, Any]) -> bytes:

@@ -254,8 +254,9 @@ class Ledger:
         if edit is None or draft.edit_id in self._states:
             return plain
         from roseedit.edits.edit import request_as_mapping
+        from roseedit.edits.record import edit_figures
 
-        density, norm = edit.delta.density_and_norm
+        figures = edit_figures(edit)
         return replace(
             plain,
             requests=as_json([request_as_mapping(r) for r in edit.requests]),
@@ -264,8 +265,8 @@ class Ledger:
             versions=as_json(_versions()),
             model_name=edit.model_name,
             fingerprint=edit.fingerprint,
-            norm=norm,
-            density=density,
+            norm=figures["norm"],
+            density=figures["density"],
             report=as_json(edit.report),
             metrics=as_json(draft.metrics),
             blob=self.blobs.put(edit),

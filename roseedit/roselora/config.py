@@ -16,6 +16,7 @@ PAPER: dict[str, Any] = {
     "scale": 4.0,
     "dropout": 0.1,
     "keep": 0.05,
+    "keep_b": 0.0,
     "beta": 0.8,
     "prune_start": 3,
     "prune_end": 20,
@@ -67,6 +68,7 @@ class RoseLoRAHparams(Hparams):
     start_length: float = value(3.0, "start: keys; length of A's rows relative to the random start", above=0.0)
     dropout: float = value(0.0, "dropout on the factors' input while training", low=0.0, high=0.9)
     keep: float = value(0.1, "share of entries KEPT per row of A and column of B (tau)", above=0.0, high=1.0)
+    keep_b: float = value(0.0, "share kept per column of B, where it differs from A's (0: as keep)", low=0.0, high=1.0)
     beta: float = value(0.8, "share of the old value in the importance average", low=0.0, high=0.999)
     prune_start: int = value(3, "last step at which all is kept (t_i)", low=1)
     prune_end: int = value(10, "first step at which `keep` is reached (t_f)", low=2)

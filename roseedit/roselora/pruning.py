@@ -147,21 +147,24 @@ class SparseFactors:
                 matrix.importance[i] = update_importance(matrix.importance[i], weight, weight.grad, self.hparams.beta)
 
     @torch.no_grad()
-    def prune(self, keep: float, *, last: bool) -> None:
+    def prune(self, keep_a: float, keep_b: float, *, last: bool) -> None:
         """Cut each row of A and column of B to its most important share, then limit the norms.
 
         Args:
-            keep: The kept share; 1 and above does nothing.
+            keep_a: The kept share of A's rows.
+            keep_b: The kept share of B's columns; with 1 and above for both, nothing is done.
             last: The share is final. What is cut never returns, so from then on the support stays as it is.
         """
-        if keep >= 1:
+        if min(keep_a, keep_b) >= 1:
             return
         rule = top_k_mask if self.hparams.tie_rule == "top_k" else threshold_mask
         for matrix in self.matrices.values():
             unit = initial_scale(matrix.factors.a.shape[-1]) if self.hparams.norm_unit == "initial" else 1.0
-            for i, (weight, dim) in enumerate(zip(matrix.factors.tensors(), (-1, -2), strict=True)):
+            for i, (weight, dim, keep) in enumerate(
+                zip(matrix.factors.tensors(), (-1, -2), (keep_a, keep_b), strict=True)
+            ):
                 importance, final = matrix.importance[i], matrix.final[i]
-                if importance is not None:
+                if importance is not None and keep < 1:
                     mask = rule(importance, keep, dim) if final is None else final
                     weight.mul_(mask)
                     matrix.final[i] = mask if last else None

@@ -199,8 +199,9 @@ class BankTrainer:
             self._stop(step, loss)
         self.sparse.score_importance()
         self.optimizer.step()
-        keep = keep_at(step, self.hparams.keep, self.schedule.start, self.schedule.end)
-        self.sparse.prune(keep, last=step >= self.schedule.end)
+        keeps = self.hparams.keep, self.hparams.keep_b or self.hparams.keep
+        shares = [keep_at(step, keep, self.schedule.start, self.schedule.end) for keep in keeps]
+        self.sparse.prune(*shares, last=step >= self.schedule.end)
 
     def _compact(self) -> None:
         """Once half of the edits in the bank are done, go on with the others only, moments included."""

@@ -8,7 +8,6 @@ are never written.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from roseedit.roselora.adapter import FactorBank, Factors
 from roseedit.roselora.batches import Pass, RowStore
 from roseedit.roselora.config import RoseLoRAHparams
 from roseedit.roselora.memory import within_memory
-from roseedit.roselora.objective import Row, anchor_losses, fact_losses
+from roseedit.roselora.objective import Row, anchor_losses, fact_losses, sureness
 from roseedit.roselora.pruning import SparseFactors
 from roseedit.roselora.schedule import keep_at
 from roseedit.roselora.start import FirstGradients
@@ -253,13 +252,14 @@ class BankTrainer:
                 logits = work.logits(self.loaded, self.layer)
             n = len(work.labels)
             nll = fact_losses(logits[:n], work.labels)
-            pushed = nll * (nll.detach() > -math.log(self.hparams.enough))
+            sure = sureness(logits[:n].detach(), work.labels, nll.detach(), self.hparams.sure)
+            pushed = nll * (sure < self.hparams.enough)
             loss = (pushed * work.label_weights).sum()
             if work.base is not None:
                 loss = loss + (anchor_losses(logits[n:], work.base) * work.anchor_weights).sum()
             loss.backward()
             losses.index_add_(0, self.owners[work.label_requests], (nll * work.label_weights).detach())
-            lowest.scatter_reduce_(0, work.label_requests, (-nll.detach()).exp(), "amin")
+            lowest.scatter_reduce_(0, work.label_requests, sure, "amin")
         if self.sparse.has_anchors:
             self._preservation().backward()
         self.lowest = torch.where(lowest > 1.0, self.lowest, lowest)

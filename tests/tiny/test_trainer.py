@@ -137,6 +137,15 @@ def test_each_row_of_a_and_column_of_b_has_exactly_its_count(loaded: LoadedModel
             assert float(density(pair.a, pair.b)) <= float(density_bound(pair.a, pair.b)) + 1e-6
 
 
+def test_a_and_b_may_keep_different_shares(loaded: LoadedModel) -> None:
+    hparams = settings(keep=0.1, keep_b=0.5)
+    shapes = {p.module_name: p for p in adapted(loaded, hparams)}
+    for trained in train_independent(loaded, REQUESTS[:2], hparams):
+        for name, pair in trained.factors.items():
+            assert (pair.a != 0).sum(-1).tolist() == [kept_count(shapes[name].d_in, 0.1)] * 3
+            assert (pair.b != 0).sum(-2).tolist() == [kept_count(shapes[name].d_out, 0.5)] * 3
+
+
 def test_keeping_all_prunes_nothing(loaded: LoadedModel) -> None:
     for trained in train_independent(loaded, REQUESTS[:2], settings(keep=1.0)):
         for pair in trained.factors.values():

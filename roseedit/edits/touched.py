@@ -128,12 +128,13 @@ class Touched:
 
     def _with(self, new: Tensor, flat: Tensor) -> Touched:
         """Merge new entries in, which `new` marks in the matrix."""
-        new[self.index] = True
+        known = self.index if self.index is not None else new.nonzero()[:0, 0]
+        new[known] = True
         index = new.nonzero()[:, 0]
         n = len(index)
         total, count = self.total.new_zeros(n), self.count.new_zeros(n)
         out = Touched(index, flat.index_select(0, index), total, count, self.size)
-        old = out.places(self.index)
+        old = out.places(known)
         for into, was in ((out.original, self.original), (total, self.total), (count, self.count)):
             into.index_copy_(0, old, was)
         return out

@@ -16,6 +16,7 @@ from torch import Tensor
 from roseedit.models.encoding import pad_right, plan_batches
 from roseedit.models.load import LoadedModel
 from roseedit.models.replay import capture_activations, head_at, layers_off, replaying, run_body
+from roseedit.roselora.glances import brief
 from roseedit.roselora.objective import BaseTop, Row
 
 
@@ -32,6 +33,8 @@ class Pass:
         labels: (fact positions,).
         label_requests: (fact positions,) which request.
         label_weights: (fact positions,).
+        label_first: (fact positions,), whether it is the first of its answer.
+        label_whole: (fact positions,), whether its answer is looked at whole.
         anchor_weights: (anchor positions,).
         base: The base model at the anchor positions; None before it is known.
     """
@@ -44,6 +47,8 @@ class Pass:
     labels: Tensor
     label_requests: Tensor
     label_weights: Tensor
+    label_first: Tensor
+    label_whole: Tensor
     anchor_weights: Tensor
     base: BaseTop | None = None
 
@@ -163,30 +168,35 @@ class RowStore:
             out[i, : len(keys)] = keys
         return out
 
-    def passes(self, chosen: Sequence[int]) -> list[Pass]:
+    def passes(self, chosen: Sequence[int], briefly: Sequence[bool] = ()) -> list[Pass]:
         """Group rows into passes of at most `max_tokens`.
 
         Args:
             chosen: Indices of the rows of one step.
+            briefly: Per row whether it is looked at up to its answer's first token only; left out: none is.
 
         Returns:
             The passes.
         """
-        plan = plan_batches([len(self.rows[i].ids) for i in chosen], self.max_tokens)
-        return [self._pass([chosen[k] for k in batch]) for batch in plan]
+        rows = [self.rows[i] for i in chosen]
+        if briefly:
+            rows = [brief(row) if short else row for row, short in zip(rows, briefly, strict=True)]
+        plan = plan_batches([len(row.ids) for row in rows], self.max_tokens)
+        return [self._pass([chosen[k] for k in batch], [rows[k] for k in batch]) for batch in plan]
 
-    def _pass(self, batch: list[int]) -> Pass:
-        rows = [self.rows[i] for i in batch]
+    def _pass(self, batch: list[int], as_rows: Sequence[Row] = ()) -> Pass:
+        rows = as_rows or [self.rows[i] for i in batch]
         device = self.loaded.device
         ids, mask = pad_right([row.ids for row in rows], self.loaded.pad_id, device)
         stored = torch.zeros(*ids.shape, self.loaded.anatomy.hidden_size, dtype=self.activations[batch[0]].dtype)
         stored = stored.to(device)
         for place, i in enumerate(batch):
-            stored[place, : len(self.activations[i])] = self.activations[i]
+            n = len(rows[place].ids)
+            stored[place, :n] = self.activations[i][:n]
         facts = [(p, c, t, r) for p, r in enumerate(rows) for c, t in zip(r.columns, r.labels, strict=False)]
         anchors = [(p, c, r) for p, r in enumerate(rows) if not r.labels for c in r.columns]
 
-        def column(values: list[int] | list[float]) -> Tensor:
+        def column(values: list[int] | list[float] | list[bool]) -> Tensor:
             return torch.tensor(values, device=device)
 
         known = [base for i in batch if not self.rows[i].labels and (base := self.base[i]) is not None]
@@ -204,6 +214,8 @@ class RowStore:
             labels=column([f[2] for f in facts]).long(),
             label_requests=column([f[3].request for f in facts]).long(),
             label_weights=column([f[3].weight / len(f[3].columns) for f in facts]).float(),
+            label_first=column([f[1] == f[3].columns[0] for f in facts]).bool(),
+            label_whole=column([not f[3].brief for f in facts]).bool(),
             anchor_weights=column([a[2].weight / len(a[2].columns) for a in anchors]).float(),
             base=top,
         )

@@ -34,6 +34,7 @@ PAPER: dict[str, Any] = {
     "stop_probability": 1.0,
     "enough": 1.0,
     "sure": "probability",
+    "whole_every": 1,
     "anchor_subjects": 0,
     "anchor_relations": 0,
     "anchor_mutations": 0,
@@ -94,8 +95,10 @@ class RoseLoRAHparams(Hparams):
     preserve_tokens: int = value(8, "last tokens of each anchor that this looks at", low=1, high=64)
     stop_probability: float = value(0.5, "stop once each target token has this probability", above=0.0, high=1.0)
     enough: float = value(0.8, "a target token with this probability is not pushed further", above=0.0, high=1.0)
+    whole_every: int = value(4, "between these steps an answer whose rest is sure is pushed at its first token", low=1)
     sure: str = value(
-        "probability", "what those two look at: a token's probability, or its share against its strongest rival",
+        "probability",
+        "what those two look at: a token's probability, or its share against its strongest rival",
         choices=("probability", "lead"),
     )
     stop_loss: float = value(0.0, "stop below this mean loss (0: never)", low=0.0)

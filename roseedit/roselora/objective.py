@@ -44,6 +44,7 @@ class Row:
         weight: Its share in the loss.
         turn: Rows may take turns: this one is looked at in steps t with t % turns == turn.
         turns: How many turns there are.
+        brief: The answer was cut after its first token (see `glances.py`).
     """
 
     edit: int
@@ -54,6 +55,7 @@ class Row:
     weight: float
     turn: int = 0
     turns: int = 1
+    brief: bool = False
 
     def due(self, step: int) -> bool:
         """Whether the row is looked at in this step."""
@@ -218,6 +220,23 @@ def sureness(logits: Tensor, labels: Tensor, nll: Tensor, by: str) -> Tensor:
         return (-nll).exp()
     rivals = logits.float().scatter(1, labels[:, None], -torch.inf).amax(1)
     return torch.sigmoid(logits.float().gather(1, labels[:, None])[:, 0] - rivals)
+
+
+def pushing(unsure: Tensor, rows: Tensor) -> Tensor:
+    """A row's weight goes to the tokens that still need it, so that a long answer's rest never drowns its first.
+
+    Args:
+        unsure: (positions,), boolean.
+        rows: (positions,), the row of each.
+
+    Returns:
+        (positions,): the row's positions over its unsure ones where unsure, else 0. All unsure gives ones.
+    """
+    wanted = unsure.float()
+    size = int(rows.max()) + 1 if len(rows) else 0
+    all_of = torch.zeros(size, device=rows.device).index_add_(0, rows, torch.ones_like(wanted))
+    left = torch.zeros_like(all_of).index_add_(0, rows, wanted)
+    return wanted * (all_of / left.clamp(min=1))[rows]
 
 
 def anchor_losses(logits: Tensor, base: BaseTop) -> Tensor:

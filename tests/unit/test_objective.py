@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from roseedit.roselora.objective import fact_losses, sureness
+from roseedit.roselora.objective import fact_losses, pushing, sureness
 
 
 def test_both_measures_against_their_definition() -> None:
@@ -25,3 +25,11 @@ def test_a_lead_above_a_half_is_what_greedy_decoding_says() -> None:
     assert torch.equal(lead > 0.5, logits.argmax(1) == labels)
     assert (lead > 0.5).any()
     assert (lead < 0.5).any()
+
+
+def test_the_weight_of_a_row_goes_to_its_unsure_tokens() -> None:
+    unsure = torch.tensor([True, False, True, True, False, False])
+    rows = torch.tensor([0, 0, 0, 1, 1, 2])
+    assert pushing(unsure, rows).tolist() == [1.5, 0.0, 1.5, 2.0, 0.0, 0.0]
+    assert pushing(torch.ones(6, dtype=torch.bool), rows).tolist() == [1.0] * 6
+    assert pushing(unsure[:0], rows[:0]).tolist() == []

@@ -1,8 +1,8 @@
 """Which facts a step looks at whole, and which at the first token of the answer only.
 
 A model that has said the first token of a new answer mostly knows the rest ("Gar" is followed by "azi"). Once the rest
-is sure, most steps run the prompt alone: fewer tokens, and one position for the head instead of a whole answer. Every few
-steps, and before an edit may stop, the whole answer is looked at again.
+is sure, most steps run the prompt alone: fewer tokens, and one position for the head instead of a whole answer. Every
+few steps, and before an edit may stop, the whole answer is looked at again.
 """
 
 from __future__ import annotations

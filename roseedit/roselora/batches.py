@@ -16,7 +16,6 @@ from torch import Tensor
 from roseedit.models.encoding import pad_right, plan_batches
 from roseedit.models.load import LoadedModel
 from roseedit.models.replay import capture_activations, head_at, layers_off, replaying, run_body
-from roseedit.roselora.glances import brief
 from roseedit.roselora.objective import BaseTop, Row
 
 
@@ -33,8 +32,6 @@ class Pass:
         labels: (fact positions,).
         label_requests: (fact positions,) which request.
         label_weights: (fact positions,).
-        label_first: (fact positions,), whether it is the first of its answer.
-        label_whole: (fact positions,), whether its answer is looked at whole.
         anchor_weights: (anchor positions,).
         base: The base model at the anchor positions; None before it is known.
     """
@@ -47,8 +44,6 @@ class Pass:
     labels: Tensor
     label_requests: Tensor
     label_weights: Tensor
-    label_first: Tensor
-    label_whole: Tensor
     anchor_weights: Tensor
     base: BaseTop | None = None
 
@@ -168,19 +163,17 @@ class RowStore:
             out[i, : len(keys)] = keys
         return out
 
-    def passes(self, chosen: Sequence[int], briefly: Sequence[bool] = ()) -> list[Pass]:
+    def passes(self, chosen: Sequence[int], *, brief: bool = False) -> list[Pass]:
         """Group rows into passes of at most `max_tokens`.
 
         Args:
             chosen: Indices of the rows of one step.
-            briefly: Per row whether it is looked at up to its answer's first token only; left out: none is.
+            brief: Look at facts up to the first token of their answer only.
 
         Returns:
             The passes.
         """
-        rows = [self.rows[i] for i in chosen]
-        if briefly:
-            rows = [brief(row) if short else row for row, short in zip(rows, briefly, strict=True)]
+        rows = [self.rows[i].brief() if brief else self.rows[i] for i in chosen]
         plan = plan_batches([len(row.ids) for row in rows], self.max_tokens)
         return [self._pass([chosen[k] for k in batch], [rows[k] for k in batch]) for batch in plan]
 
@@ -196,7 +189,7 @@ class RowStore:
         facts = [(p, c, t, r) for p, r in enumerate(rows) for c, t in zip(r.columns, r.labels, strict=False)]
         anchors = [(p, c, r) for p, r in enumerate(rows) if not r.labels for c in r.columns]
 
-        def column(values: list[int] | list[float] | list[bool]) -> Tensor:
+        def column(values: list[int] | list[float]) -> Tensor:
             return torch.tensor(values, device=device)
 
         known = [base for i in batch if not self.rows[i].labels and (base := self.base[i]) is not None]
@@ -214,8 +207,6 @@ class RowStore:
             labels=column([f[2] for f in facts]).long(),
             label_requests=column([f[3].request for f in facts]).long(),
             label_weights=column([f[3].weight / len(f[3].columns) for f in facts]).float(),
-            label_first=column([f[1] == f[3].columns[0] for f in facts]).bool(),
-            label_whole=column([not f[3].brief for f in facts]).bool(),
             anchor_weights=column([a[2].weight / len(a[2].columns) for a in anchors]).float(),
             base=top,
         )

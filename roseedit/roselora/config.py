@@ -34,7 +34,6 @@ PAPER: dict[str, Any] = {
     "stop_probability": 1.0,
     "enough": 1.0,
     "sure": "probability",
-    "whole_every": 1,
     "anchor_subjects": 0,
     "anchor_relations": 0,
     "anchor_mutations": 0,
@@ -74,7 +73,7 @@ class RoseLoRAHparams(Hparams):
     beta: float = value(0.8, "share of the old value in the importance average", low=0.0, high=0.999)
     prune_start: int = value(3, "last step at which all is kept (t_i)", low=1)
     prune_end: int = value(10, "first step at which `keep` is reached (t_f)", low=2)
-    steps: int = value(80, "most training steps (T)", low=1, high=10_000)
+    steps: int = value(60, "most training steps (T)", low=1, high=10_000)
     lr: float = value(2e-2, "Adam's learning rate", above=0.0, high=10.0)
     tie_rule: str = value("top_k", "exactly k entries, or the authors' threshold", choices=("top_k", "threshold"))
     norm_constraint: str = value("none", "limit on the factors' size", choices=("none", "frobenius", "entry"))
@@ -84,10 +83,10 @@ class RoseLoRAHparams(Hparams):
     contexts: int = value(0, "neutral text pieces put before the prompt, each one more training row", low=0, high=16)
     rewrites: int = value(8, "the fact in other wordings made from the request; one of them a step", low=0, high=8)
     kl_weight: float = value(0.0, "weight of KL(base || edited) on anchors", low=0.0)
-    anchor_subjects: int = value(6, "anchors: other subjects in the same template", low=0, high=64)
-    anchor_relations: int = value(8, "anchors: the same subject in neutral templates", low=0, high=64)
-    anchor_mutations: int = value(8, "anchors: the prompt with its relation word exchanged", low=0, high=40)
-    anchor_frames: int = value(14, "anchors: other subjects or relations in the frames of `rewrites`", low=0, high=64)
+    anchor_subjects: int = value(3, "anchors: other subjects in the same template", low=0, high=64)
+    anchor_relations: int = value(6, "anchors: the same subject in neutral templates", low=0, high=64)
+    anchor_mutations: int = value(4, "anchors: the prompt with its relation word exchanged", low=0, high=40)
+    anchor_frames: int = value(7, "anchors: other subjects or relations in the frames of `rewrites`", low=0, high=64)
     anchor_negations: int = value(2, "anchors: the prompt with the new answer ruled out", low=0, high=3)
     anchors_per_step: int = value(4, "anchors looked at in one step; all take their turn", low=1, high=128)
     preserve_weight: float = value(200.0, "weight of the change made to the matrices' outputs on anchors", low=0.0)
@@ -95,7 +94,6 @@ class RoseLoRAHparams(Hparams):
     preserve_tokens: int = value(8, "last tokens of each anchor that this looks at", low=1, high=64)
     stop_probability: float = value(0.5, "stop once each target token has this probability", above=0.0, high=1.0)
     enough: float = value(0.8, "a target token with this probability is not pushed further", above=0.0, high=1.0)
-    whole_every: int = value(4, "between these steps an answer whose rest is sure is pushed at its first token", low=1)
     sure: str = value(
         "probability",
         "what those two look at: a token's probability, or its share against its strongest rival",

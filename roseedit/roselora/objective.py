@@ -44,7 +44,6 @@ class Row:
         weight: Its share in the loss.
         turn: Rows may take turns: this one is looked at in steps t with t % turns == turn.
         turns: How many turns there are.
-        brief: The answer was cut after its first token (see `glances.py`).
     """
 
     edit: int
@@ -55,7 +54,13 @@ class Row:
     weight: float
     turn: int = 0
     turns: int = 1
-    brief: bool = False
+
+    def brief(self) -> Row:
+        """A fact up to the first token of its answer: the prompt alone, with one label."""
+        if not self.labels:
+            return self
+        end = self.columns[0] + 1
+        return replace(self, ids=self.ids[:end], columns=self.columns[:1], labels=self.labels[:1])
 
     def due(self, step: int) -> bool:
         """Whether the row is looked at in this step."""

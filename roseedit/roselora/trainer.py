@@ -21,7 +21,6 @@ from roseedit.models.lowp import Bfloat16Products, native_bfloat16
 from roseedit.roselora.adapter import FactorBank, Factors
 from roseedit.roselora.batches import Pass, RowStore
 from roseedit.roselora.config import RoseLoRAHparams
-from roseedit.roselora.glances import Glances
 from roseedit.roselora.memory import within_memory
 from roseedit.roselora.objective import Row, anchor_losses, fact_losses, pushing, sureness
 from roseedit.roselora.pruning import SparseFactors
@@ -123,13 +122,6 @@ class BankTrainer:
         self.lowest = torch.zeros(len(self.owner), device=loaded.device)
         self.owners = torch.tensor([self.owner[r] for r in range(len(self.owner))], device=loaded.device)
         self.plans: dict[tuple[int, ...], list[Pass]] = {}
-        self.glances = Glances(
-            len(self.owner),
-            enough=hparams.enough,
-            first=hparams.stop_probability,
-            every=hparams.whole_every,
-            device=loaded.device,
-        )
         if hparams.start == "keys":
             self._start_at_keys()
 
@@ -138,7 +130,7 @@ class BankTrainer:
         facts = [i for i, row in enumerate(self.store.rows) if row.labels]
         first = FirstGradients(self.loaded.model, list(self.sparse.matrices), self.n_edits)
         with frozen(self.loaded.model):
-            for work in self.store.passes(facts, [self.hparams.whole_every > 1] * len(facts)):
+            for work in self.store.passes(facts, brief=True):
                 with self.arithmetic(), self.bank.on_rows(work.edits), first.watching(work.edits, work.mask):
                     nll = fact_losses(work.logits(self.loaded, self.layer)[: len(work.labels)], work.labels)
                     (nll * work.label_weights).sum().backward()
@@ -230,23 +222,22 @@ class BankTrainer:
 
     def _gradients(self, chosen: list[int]) -> Tensor:
         """Backward over all passes of a step; started anew with smaller passes when memory runs out."""
-        briefly = self.glances.chosen(self.bank.step, [self.store.rows[i] for i in chosen])
 
         def attempt(tokens: int) -> Tensor:
             if tokens != self.store.max_tokens:
                 self.store.max_tokens = tokens
                 self.plans.clear()
-            return self._backward(self._plan(chosen, briefly))
+            return self._backward(self._plan(chosen))
 
         return within_memory(attempt, self.store.max_tokens, max(len(self.store.rows[i].ids) for i in chosen))
 
-    def _plan(self, chosen: list[int], briefly: list[bool]) -> list[Pass]:
+    def _plan(self, chosen: list[int]) -> list[Pass]:
         """The passes of a step. Anchors take turns, so a few plans come again and again until an edit is done."""
-        key = (*chosen, *briefly)
+        key = tuple(chosen)
         if key not in self.plans:
             if len(self.plans) >= PLANS_KEPT:
                 self.plans.clear()
-            self.plans[key] = self.store.passes(chosen, briefly)
+            self.plans[key] = self.store.passes(chosen)
             for work in self.plans[key]:
                 work.edits = self.place[work.edits]
         return self.plans[key]
@@ -266,11 +257,8 @@ class BankTrainer:
             if work.base is not None:
                 loss = loss + (anchor_losses(logits[n:], work.base) * work.anchor_weights).sum()
             loss.backward()
-            whole = work.label_whole
-            shares = torch.where(whole, nll.detach() * work.label_weights, torch.inf)  # a brief look proves nothing
-            losses.index_add_(0, self.owners[work.label_requests], shares)
-            lowest.scatter_reduce_(0, work.label_requests[whole], sure[whole], "amin")
-            self.glances.book(sure, work.label_requests, work.label_first, whole)
+            losses.index_add_(0, self.owners[work.label_requests], (nll * work.label_weights).detach())
+            lowest.scatter_reduce_(0, work.label_requests, sure, "amin")
         if self.sparse.has_anchors:
             self._preservation().backward()
         self.lowest = torch.where(lowest > 1.0, self.lowest, lowest)

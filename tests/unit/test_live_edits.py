@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,9 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from roseedit.edits import touched
 from roseedit.edits.delta import GRID_BITS, Delta, MatrixDelta, SparseVectors
 from roseedit.edits.live import live_edits
 from roseedit.errors import DeltaError
+
+
+@pytest.fixture(params=[0, touched.SMALL], ids=["listed", "whole"], scope="module", autouse=True)
+def kept(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both ways to keep touched entries: as a list, and the whole matrix."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(touched, "SMALL", request.param)
+        yield
 
 
 class TwoMatrices(nn.Module):

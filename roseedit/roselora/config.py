@@ -33,7 +33,6 @@ PAPER: dict[str, Any] = {
     "preserve_weight": 0.0,
     "stop_probability": 1.0,
     "enough": 1.0,
-    "sure": "probability",
     "anchor_subjects": 0,
     "anchor_relations": 0,
     "anchor_mutations": 0,
@@ -94,11 +93,6 @@ class RoseLoRAHparams(Hparams):
     preserve_tokens: int = value(8, "last tokens of each anchor that this looks at", low=1, high=64)
     stop_probability: float = value(0.5, "stop once each target token has this probability", above=0.0, high=1.0)
     enough: float = value(0.8, "a target token with this probability is not pushed further", above=0.0, high=1.0)
-    sure: str = value(
-        "probability",
-        "what those two look at: a token's probability, or its share against its strongest rival",
-        choices=("probability", "lead"),
-    )
     stop_loss: float = value(0.0, "stop below this mean loss (0: never)", low=0.0)
     joint_batch: int = value(16, "requests per step of a joint run", low=1, high=1024)
     train_dtype: str = value("auto", "arithmetic of the replayed layers", choices=("auto", "weights", "bfloat16"))

@@ -208,25 +208,6 @@ def fact_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
 
 
-def sureness(logits: Tensor, labels: Tensor, nll: Tensor, by: str) -> Tensor:
-    """How sure a model is of each wanted token.
-
-    Args:
-        logits: (positions, vocabulary).
-        labels: (positions,).
-        nll: (positions,), their negative log-probabilities.
-        by: `"probability"`, or `"lead"`: p / (p + p of the strongest other token), above a half exactly where greedy
-            decoding says the token.
-
-    Returns:
-        (positions,), in [0, 1].
-    """
-    if by == "probability":
-        return (-nll).exp()
-    rivals = logits.float().scatter(1, labels[:, None], -torch.inf).amax(1)
-    return torch.sigmoid(logits.float().gather(1, labels[:, None])[:, 0] - rivals)
-
-
 def pushing(unsure: Tensor, rows: Tensor) -> Tensor:
     """A row's weight goes to the tokens that still need it, so that a long answer's rest never drowns its first.
 

@@ -22,7 +22,7 @@ from roseedit.roselora.adapter import FactorBank, Factors
 from roseedit.roselora.batches import Pass, RowStore
 from roseedit.roselora.config import RoseLoRAHparams
 from roseedit.roselora.memory import within_memory
-from roseedit.roselora.objective import Row, anchor_losses, fact_losses, pushing, sureness
+from roseedit.roselora.objective import Row, anchor_losses, fact_losses, pushing
 from roseedit.roselora.pruning import SparseFactors
 from roseedit.roselora.schedule import keep_at
 from roseedit.roselora.start import FirstGradients
@@ -252,7 +252,7 @@ class BankTrainer:
                 logits = work.logits(self.loaded, self.layer)
             n = len(work.labels)
             nll = fact_losses(logits[:n], work.labels)
-            sure = sureness(logits[:n].detach(), work.labels, nll.detach(), self.hparams.sure)
+            sure = (-nll.detach()).exp()
             loss = (nll * pushing(sure < self.hparams.enough, work.at[0][:n]) * work.label_weights).sum()
             if work.base is not None:
                 loss = loss + (anchor_losses(logits[n:], work.base) * work.anchor_weights).sum()

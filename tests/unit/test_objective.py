@@ -1,30 +1,10 @@
-"""How sure a model is of a token."""
+"""What is asked of an edit."""
 
 from __future__ import annotations
 
 import torch
 
-from roseedit.roselora.objective import Row, fact_losses, pushing, sureness
-
-
-def test_both_measures_against_their_definition() -> None:
-    torch.manual_seed(0)
-    logits, labels = torch.randn(40, 7), torch.randint(0, 7, (40,))
-    probabilities = logits.double().softmax(-1)
-    wanted = probabilities.gather(1, labels[:, None])[:, 0]
-    rivals = probabilities.scatter(1, labels[:, None], 0.0).amax(1)
-    nll = fact_losses(logits, labels)
-    assert torch.allclose(sureness(logits, labels, nll, "probability").double(), wanted, atol=1e-6)
-    assert torch.allclose(sureness(logits, labels, nll, "lead").double(), wanted / (wanted + rivals), atol=1e-6)
-
-
-def test_a_lead_above_a_half_is_what_greedy_decoding_says() -> None:
-    torch.manual_seed(1)
-    logits, labels = torch.randn(200, 5), torch.randint(0, 5, (200,))
-    lead = sureness(logits, labels, fact_losses(logits, labels), "lead")
-    assert torch.equal(lead > 0.5, logits.argmax(1) == labels)
-    assert (lead > 0.5).any()
-    assert (lead < 0.5).any()
+from roseedit.roselora.objective import Row, pushing
 
 
 def test_the_weight_of_a_row_goes_to_its_unsure_tokens() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -54,9 +55,8 @@ class SparseVectors:
     def dense(self, n: int) -> Tensor:
         """(r, n), float32, zeros included."""
         out = torch.zeros(len(self), n)
-        for i in range(len(self)):
-            index, values = self.vector(i)
-            out[i, index] = values
+        which = torch.arange(len(self)).repeat_interleave(self.pointer.diff().long())
+        out[which, self.index.long()] = self.value
         return out
 
 
@@ -184,7 +184,7 @@ class Delta:
         total = sum(m.d_in * m.d_out for m in self.matrices)
         return sum(m.density_bound * m.d_in * m.d_out for m in self.matrices) / total
 
-    @property
+    @cached_property
     def norm(self) -> float:
         """Frobenius norm of the whole change."""
         return sum(m.norm**2 for m in self.matrices) ** 0.5

@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -115,10 +116,10 @@ class LiveEdits:
         if at is None:
             raise DeltaError(refusal("a delta that is not applied", "one that is", "See the list of live edits."))
         found = [self._held(m) for m in delta.matrices]
-        for m, (index, place, _) in zip(delta.matrices, found, strict=True):
-            self._check_own(m, self._touched[m.weight_name], index, place)
-        for m, entries in zip(delta.matrices, found, strict=True):
-            self._remove(m, entries)
+        for m, held in zip(delta.matrices, found, strict=True):
+            self._check_own(m, self._touched[m.weight_name], held)
+        for m, held in zip(delta.matrices, found, strict=True):
+            self._remove(m, held)
         del self._deltas[at]
 
     @contextmanager
@@ -182,10 +183,10 @@ class LiveEdits:
             raise DeltaError(refusal(got, f"a contiguous floating-point matrix {shape}", "Load the delta's own base."))
         return weight
 
-    def _check_own(self, m: MatrixDelta, touched: Touched, index: Tensor, place: Tensor) -> None:
+    def _check_own(self, m: MatrixDelta, touched: Touched, held: Held) -> None:
         """Foreign changes to what is about to be written would be lost, or make the revert wrong: say so instead."""
-        now = self._parameter(m.weight_name).detach().view(-1).index_select(0, index)
-        if not torch.equal(now, touched.current(place)):
+        now = self._parameter(m.weight_name).detach().view(-1).index_select(0, held.index)
+        if not torch.equal(now, touched.current(held.place, held.original)):
             message = refusal(
                 f"{m.weight_name} changed by something other than roseedit while edits were live",
                 "weights that only roseedit changes between apply and revert",
@@ -195,52 +196,70 @@ class LiveEdits:
 
     @torch.no_grad()
     def _add(self, m: MatrixDelta, weight: nn.Parameter) -> None:
-        index, change = self._entries(m)
-        touched, place = self._make_room(m, index, weight)
-        touched.shift(place, change, 1)
+        index, change = m.products()
+        touched, held = self._make_room(m, index.to(weight.device), change.to(weight.device), weight)
+        touched.shift(held.place, held.change, 1)
         try:
-            self._write(weight, index, touched.current(place))
+            self._write(m.weight_name, held.index, touched.changed(held.place, held.original))
         except BaseException:
-            touched.shift(place, change, -1)
+            touched.shift(held.place, held.change, -1)
             raise
         self._touched[m.weight_name] = touched
 
     @torch.no_grad()
     def _add_many(self, changes: Sequence[MatrixDelta], weight: nn.Parameter) -> None:
         index, total, count = (t.to(weight.device) for t in gathered(changes))
-        touched, place = self._make_room(changes[0], index, weight)
-        touched.shift(place, total, count)
-        self._write(weight, index, touched.current(place))
+        touched, held = self._make_room(changes[0], index, total, weight)
+        touched.shift(held.place, total, count)
+        self._write(changes[0].weight_name, index, touched.changed(held.place, held.original))
         self._touched[changes[0].weight_name] = touched
 
-    def _make_room(self, m: MatrixDelta, index: Tensor, weight: nn.Parameter) -> tuple[Touched, Tensor]:
+    def _make_room(self, m: MatrixDelta, index: Tensor, change: Tensor, weight: nn.Parameter) -> tuple[Touched, Held]:
         flat = weight.detach().view(-1)
         touched = (self._touched.get(m.weight_name) or Touched.nothing(flat)).holding(index, flat)
-        place = touched.places(index)
-        self._check_own(m, touched, index, place)
-        return touched, place
+        held = Held.of(touched, index, change)
+        self._check_own(m, touched, held)
+        return touched, held
 
-    def _entries(self, m: MatrixDelta) -> tuple[Tensor, Tensor]:
+    def _held(self, m: MatrixDelta) -> Held:
         device = self._parameter(m.weight_name).device
         index, change = m.products()
-        return index.to(device), change.to(device)
-
-    def _held(self, m: MatrixDelta) -> tuple[Tensor, Tensor, Tensor]:
-        """Entries of a live delta: where they are in the matrix, where in the record, and their changes."""
-        index, change = self._entries(m)
-        return index, self._touched[m.weight_name].places(index), change
+        return Held.of(self._touched[m.weight_name], index.to(device), change.to(device))
 
     @torch.no_grad()
-    def _remove(self, m: MatrixDelta, held: tuple[Tensor, Tensor, Tensor] | None = None) -> None:
-        index, place, change = held or self._held(m)
+    def _remove(self, m: MatrixDelta, held: Held | None = None) -> None:
+        held = held or self._held(m)
         touched = self._touched[m.weight_name]
-        touched.shift(place, -change, -1)
-        self._write(self._parameter(m.weight_name), index, touched.current(place))
+        touched.shift(held.place, -held.change, -1)
+        self._write(m.weight_name, held.index, touched.current(held.place, held.original))
         left = touched.compact()
         if left is None:
             del self._touched[m.weight_name]
         else:
             self._touched[m.weight_name] = left
 
-    def _write(self, weight: nn.Parameter, index: Tensor, values: Tensor) -> None:
-        weight.detach().view(-1).scatter_(0, index, values)
+    def _write(self, weight_name: str, index: Tensor, values: Tensor) -> None:
+        self._parameter(weight_name).detach().view(-1).scatter_(0, index, values)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Entries of one change of one matrix.
+
+    Attributes:
+        index: Flat positions in the parameter.
+        place: Where they stand in the record of touched entries.
+        original: Their original values.
+        change: In units of 2^-40.
+    """
+
+    index: Tensor
+    place: Tensor
+    original: Tensor
+    change: Tensor
+
+    @classmethod
+    def of(cls, touched: Touched, index: Tensor, change: Tensor) -> Held:
+        """Look entries up that `touched` holds."""
+        place = touched.places(index)
+        return cls(index, place, touched.original.index_select(0, place), change)

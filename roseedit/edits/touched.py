@@ -53,9 +53,7 @@ class Touched:
             This record or, where room had to be made, a new one.
         """
         if self.index is None:
-            free = index[self.count.index_select(0, index) == 0]
-            if len(free):
-                self.original[free] = flat[free]
+            torch.where(self.count > 0, self.original, flat, out=self.original)  # one pass, cheaper than picking
             return self
         if self.size <= SMALL:
             return self._dense(flat).holding(index, flat)
@@ -84,19 +82,30 @@ class Touched:
         place[self.index] = torch.arange(len(self.index), dtype=torch.int32, device=index.device)
         return place.index_select(0, index).long()
 
-    def current(self, at: Tensor) -> Tensor:
-        """What the weights must be there now.
+    def changed(self, at: Tensor, original: Tensor) -> Tensor:
+        """What the weights must be at entries that a live edit touches.
 
         Args:
             at: `places` of entries.
+            original: Their original values.
 
         Returns:
             Values, in the parameter's dtype.
         """
-        original = self.original.index_select(0, at)
         change = self.total.index_select(0, at).double()
-        changed = torch.add(original.double(), change, alpha=2.0**-GRID_BITS).to(original.dtype)
-        return torch.where(self.count.index_select(0, at) > 0, changed, original)
+        return torch.add(original.double(), change, alpha=2.0**-GRID_BITS).to(original.dtype)
+
+    def current(self, at: Tensor, original: Tensor) -> Tensor:
+        """What the weights must be at entries that may be touched or not.
+
+        Args:
+            at: `places` of entries.
+            original: Their original values.
+
+        Returns:
+            Values, in the parameter's dtype.
+        """
+        return torch.where(self.count.index_select(0, at) > 0, self.changed(at, original), original)
 
     def shift(self, at: Tensor, change: Tensor, by: int | Tensor) -> None:
         """Add changes, or take them off.

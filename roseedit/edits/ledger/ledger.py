@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -290,6 +291,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat("T", "microseconds")
 
 
+@cache
 def _versions() -> dict[str, str]:
     names = ("torch", "transformers", "safetensors")
     return {"roseedit": __version__, "python": platform.python_version(), **{n: metadata.version(n) for n in names}}

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from roseedit.models.load import LoadedModel
     from roseedit.requests import EditRequest
 
-_METHODS = {"RoseLoRA": "roseedit.methods.roselora:RoseLoRA"}
+_METHODS = {
+    "RoseLoRA": "roseedit.methods.roselora:RoseLoRA",
+    "FT-M": "roseedit.baselines.finetune:FTM",
+    "FT-L": "roseedit.baselines.finetune:FTL",
+    "LoRA": "roseedit.baselines.lora:LoRA",
+}
 Progress = Callable[[float], None]
 
 

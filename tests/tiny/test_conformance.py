@@ -53,6 +53,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "stop_probability": 0.5,
         "train_dtype": "weights",
     },
+    "FT-M": {"layers": [1, 2], "lr": 5e-3, "steps": 12, "norm_constraint": "entry", "norm_limit": 0.05},
+    "FT-L": {"layers": [1], "lr": 5e-3, "steps": 12},
+    "LoRA": {"layers": [1, 2, 3], "modules": ["mlp.down", "attn.o"], "rank": 3, "lr": 2e-2, "steps": 12},
 }
 ATOL = 2e-4  # W x + B (A x) against (W + B A) x: sums in another order, logits of size 10
 MADE: dict[tuple[str, str], Edit] = {}

@@ -119,7 +119,7 @@ class AdaLoRAHparams(TrainedHparams):
     lr: float = value(5e-3, "Adam's learning rate", above=0.0, high=10.0)
     rank: int = value(4, "mean outer products per matrix in the end", low=1, high=512)
     init_rank: int = value(8, "outer products per matrix at the start", low=2, high=512)
-    alpha: float = value(32.0, "the product is scaled by alpha / init_rank", above=0.0)
+    alpha: int = value(32, "the product is scaled by alpha / init_rank", low=1)
     dropout: float = value(0.0, "dropout on the factors' input while training", low=0.0, high=0.9)
     orthogonality: float = value(0.5, "weight of the term that keeps the factors orthogonal", low=0.0)
     allocate: bool = value(True, "hand ranks out; false keeps init_rank everywhere")

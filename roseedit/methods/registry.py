@@ -20,6 +20,8 @@ _METHODS = {
     "FT-M": "roseedit.baselines.finetune:FTM",
     "FT-L": "roseedit.baselines.finetune:FTL",
     "LoRA": "roseedit.baselines.lora:LoRA",
+    "AdaLoRA": "roseedit.baselines.adalora:AdaLoRA",
+    "InContext": "roseedit.baselines.in_context:InContext",
 }
 Progress = Callable[[float], None]
 
@@ -31,10 +33,12 @@ class MadeDelta:
     Attributes:
         delta: The change.
         report: Figures of its making, plain JSON values.
+        context: Text that stands before every prompt of the edit, for methods that work through the prompt.
     """
 
     delta: Delta
     report: Mapping[str, Any]
+    context: str = ""
 
 
 class EditingMethod(Protocol):
@@ -67,6 +71,21 @@ class EditingMethod(Protocol):
 def method_names() -> tuple[str, ...]:
     """The registered methods."""
     return tuple(_METHODS)
+
+
+def changes_weights(name: str) -> bool:
+    """Whether a method's edits can be applied to a model. Methods that work through the prompt can only be measured.
+
+    Args:
+        name: As in `method:` of an hparams file.
+
+    Returns:
+        False for methods that say so.
+
+    Raises:
+        HparamsError: No such method.
+    """
+    return bool(getattr(find_method(name), "changes_weights", True))
 
 
 def find_method(name: str) -> EditingMethod:

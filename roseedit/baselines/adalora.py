@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -13,10 +13,12 @@ from torch import Tensor
 from roseedit.baselines.banked import made_of, selected
 from roseedit.baselines.config import AdaLoRAHparams, own, read_as
 from roseedit.baselines.rows import answer_row
+from roseedit.baselines.spaces import ADALORA
 from roseedit.baselines.trainer import Trained
 from roseedit.errors import HparamsError, refusal
 from roseedit.hparams import Hparams
 from roseedit.methods.registry import MadeDelta, Progress
+from roseedit.methods.space import Knob
 from roseedit.models.anatomy import Projection
 from roseedit.models.encoding import pad_right
 from roseedit.models.load import LoadedModel
@@ -31,6 +33,8 @@ IGNORED = -100
 
 class AdaLoRA:
     """Low-rank edits whose ranks go to the matrices that need them."""
+
+    space: ClassVar[tuple[Knob, ...]] = ADALORA
 
     def read(self, values: Mapping[str, Any], where: str) -> AdaLoRAHparams:
         """Build the settings; see `read_as`."""

@@ -9,8 +9,10 @@ from roseedit.baselines.banked import MakeRow, Recipe, fit_banked, selected
 from roseedit.baselines.changes import DenseChanges
 from roseedit.baselines.config import FineTuneHparams, FTLHparams, FTMHparams, own, read_as
 from roseedit.baselines.rows import answer_row, last_token_row
+from roseedit.baselines.spaces import FINE_TUNING
 from roseedit.hparams import Hparams
 from roseedit.methods.registry import MadeDelta, Progress
+from roseedit.methods.space import Knob
 from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
 
@@ -18,6 +20,7 @@ from roseedit.requests import EditRequest
 class FTM:
     """Cross-entropy on the answer's tokens, each after the right ones before it."""
 
+    space: ClassVar[tuple[Knob, ...]] = FINE_TUNING
     settings: ClassVar[type[FineTuneHparams]] = FTMHparams
     make_row: ClassVar[MakeRow] = staticmethod(answer_row)
 

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from roseedit.baselines.config import InContextHparams, own, read_as
+from roseedit.baselines.spaces import IN_CONTEXT
 from roseedit.edits.delta import Delta
 from roseedit.hparams import Hparams
 from roseedit.methods.registry import MadeDelta, Progress
+from roseedit.methods.space import Knob
 from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
 
@@ -16,6 +18,7 @@ from roseedit.requests import EditRequest
 class InContext:
     """An edit that lives in the prompt (IKE without demonstrations)."""
 
+    space: ClassVar[tuple[Knob, ...]] = IN_CONTEXT
     changes_weights: ClassVar[bool] = False
 
     def read(self, values: Mapping[str, Any], where: str) -> InContextHparams:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from roseedit.baselines.banked import Recipe, fit_banked, selected
 from roseedit.baselines.changes import LowRankChanges
 from roseedit.baselines.config import LoRAHparams, own, read_as
 from roseedit.baselines.rows import answer_row
+from roseedit.baselines.spaces import LORA
 from roseedit.hparams import Hparams
 from roseedit.methods.registry import MadeDelta, Progress
+from roseedit.methods.space import Knob
 from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
 
 
 class LoRA:
     """Low-rank edits without sparsity (arXiv 2106.09685)."""
+
+    space: ClassVar[tuple[Knob, ...]] = LORA
 
     def read(self, values: Mapping[str, Any], where: str) -> LoRAHparams:
         """Build the settings; see `read_as`."""

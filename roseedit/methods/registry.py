@@ -12,6 +12,7 @@ from roseedit.hparams import Hparams
 
 if TYPE_CHECKING:
     from roseedit.edits.delta import Delta
+    from roseedit.methods.space import Knob
     from roseedit.models.load import LoadedModel
     from roseedit.requests import EditRequest
 
@@ -43,6 +44,11 @@ class MadeDelta:
 
 class EditingMethod(Protocol):
     """A way to make deltas. It gets the model as it stands, leaves it so, prints nothing and writes no file."""
+
+    @property
+    def space(self) -> tuple[Knob, ...]:
+        """What `roseedit tune` may try."""
+        ...
 
     def read(self, values: Mapping[str, Any], where: str) -> Hparams:
         """Check loose values and build the method's hyper-parameters."""

@@ -62,12 +62,12 @@ def tune(  # noqa: PLR0917 - typer turns each into an option
 
 def _start(model: str, method: str, hparams: Path | None) -> Hparams:
     from roseedit.hparams import read_yaml
-    from roseedit.methods import read_hparams
+    from roseedit.methods import find_method
     from roseedit.shipped import shipped_hparams
 
     source = hparams if hparams is not None else shipped_hparams(model, method)
     values = read_yaml(source) if source is not None else {}
-    return read_hparams({"method": method, **values, "model": model}, str(source or "hparams"))
+    return find_method(method).read({"method": method, **values, "model": model}, str(source or "hparams"))
 
 
 def _slice(name: str, file: Path | None, offset: int, limit: int) -> Data:

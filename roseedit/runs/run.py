@@ -69,7 +69,7 @@ def evaluate(
 
 def _chain(run: Run, editor: Editor, options: RunOptions) -> bool:
     layout = run.layout
-    with _alone(layout):
+    with alone(layout):
         runner = ChainRunner(editor, run, options.cache_folder)
         unmeasured = bool(options.ability) and not layout.ability.exists()
         if unmeasured or missing_units(layout, len(run.units)) or not runner.complete:
@@ -84,8 +84,18 @@ def _chain(run: Run, editor: Editor, options: RunOptions) -> bool:
 
 
 @contextmanager
-def _alone(layout: Layout) -> Iterator[None]:
-    """One process at a time; the system lets go of the lock however the process ends."""
+def alone(layout: Layout) -> Iterator[None]:
+    """One process at a time; the system lets go of the lock however the process ends.
+
+    Args:
+        layout: The directory, which is there.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        RunError: Another process works on it.
+    """
     with layout.lock.open("w") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -17,9 +17,10 @@ from roseedit.hparams import Hparams, as_mapping
 from roseedit.methods import find_method
 from roseedit.methods.space import Knob, Value, values_of, with_values
 from roseedit.progress import bar
-from roseedit.runs.files import as_json, read_json, write_once
+from roseedit.runs.files import Layout, as_json, read_json, write_once
 from roseedit.runs.local import threads
 from roseedit.runs.options import Data
+from roseedit.runs.run import alone
 from roseedit.runs.start import facts_of
 from roseedit.tuning.report import write_report
 from roseedit.tuning.trial import Score, Slice
@@ -109,14 +110,17 @@ def tune(
         cache = options.cache or folder / "base-scores"
         edits = Slice(editor.loaded, requests, options.first, options.threads, cache)
         _open(folder, _identity(start, data, options, edits, knobs))
-        study = _study(optuna, folder)
-        _recover(optuna, study, [values_of(h, knobs, editor.loaded.anatomy) for h in (start, *also)])
-        with bar(options.trials, "tuning", options.show_progress, min(options.trials, _finished(study))) as progress:
-            while _finished(study) < options.trials:
-                study.sampler = optuna.samplers.TPESampler(seed=options.seed * 100_003 + _finished(study))
-                _one(optuna, study, edits, start, knobs)
-                write_report(folder, study, lambda params: with_values(start, params))
-                progress(1)
+        with alone(Layout(folder)):
+            study = _study(optuna, folder)
+            _recover(optuna, study, [values_of(h, knobs, editor.loaded.anatomy) for h in (start, *also)])
+            with bar(
+                options.trials, "tuning", options.show_progress, min(options.trials, _finished(study))
+            ) as progress:
+                while _finished(study) < options.trials:
+                    study.sampler = optuna.samplers.TPESampler(seed=options.seed * 100_003 + _finished(study))
+                    _one(optuna, study, edits, start, knobs)
+                    write_report(folder, study, lambda params: with_values(start, params))
+                    progress(1)
     return _best(study, folder, start)
 
 

@@ -1,4 +1,4 @@
-"""A search begins where it is told, goes on after a kill as if nothing had been, and refuses other searches' folders."""
+"""A search begins where it is told, goes on after a kill as if nothing had been, and refuses a folder not its own."""
 
 from __future__ import annotations
 

@@ -113,14 +113,7 @@ def tune(
         with alone(Layout(folder)):
             study = _study(optuna, folder)
             _recover(optuna, study, [values_of(h, knobs, editor.loaded.anatomy) for h in (start, *also)])
-            with bar(
-                options.trials, "tuning", options.show_progress, min(options.trials, _finished(study))
-            ) as progress:
-                while _finished(study) < options.trials:
-                    study.sampler = optuna.samplers.TPESampler(seed=options.seed * 100_003 + _finished(study))
-                    _one(optuna, study, edits, start, knobs)
-                    write_report(folder, study, lambda params: with_values(start, params))
-                    progress(1)
+            _go_on(optuna, study, edits, start, folder, options)
     return _best(study, folder, start)
 
 
@@ -190,9 +183,22 @@ def _finished(study: Any) -> int:
     return len(ended) + sum("refused" in t.user_attrs for t in study.trials)
 
 
-def _one(optuna: Any, study: Any, edits: Slice, start: Hparams, knobs: Sequence[Knob]) -> None:
+def _go_on(  # noqa: PLR0917 - one call site
+    optuna: Any, study: Any, edits: Slice, start: Hparams, folder: Path, options: TuneOptions
+) -> None:
+    """Trial after trial, until there are as many as asked for."""
+    before = min(options.trials, _finished(study))
+    with bar(options.trials, "tuning", options.show_progress, before) as progress:
+        while (finished := _finished(study)) < options.trials:
+            study.sampler = optuna.samplers.TPESampler(seed=options.seed * 100_003 + finished)
+            _one(optuna, study, edits, start)
+            write_report(folder, study, lambda params: with_values(start, params))
+            progress(1)
+
+
+def _one(optuna: Any, study: Any, edits: Slice, start: Hparams) -> None:
     trial = study.ask()
-    chosen = {knob.name: _suggested(trial, knob) for knob in knobs}
+    chosen = {knob.name: _suggested(trial, knob) for knob in find_method(start.method).space}
 
     def go_on(score: Score) -> bool:
         trial.report(score.value, step=score.edits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from roseedit.methods.space import Knob, layer_knobs
 
-MODULES = Knob("modules", choices=("mlp.down", "attn.o", "attn.q+attn.v", "attn.o+mlp.down"))
+MODULES = Knob("modules", choices=("attn.q+attn.v", "attn.qkv", "mlp.down", "attn.o", "attn.o+mlp.down"))
 WORDING = Knob(
     "template",
     choices=(

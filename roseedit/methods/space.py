@@ -6,7 +6,7 @@ Places are searched as shares of depth, so that a space fits any model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from roseedit.hparams import Hparams
@@ -65,6 +65,30 @@ def layer_knobs(low: float = 0.3, high: float = 1.0, widest: float = 0.0) -> tup
     """
     span = (Knob(SPAN, 0.0, widest),) if widest else ()
     return (Knob(MIDDLE, low, high), *span)
+
+
+def fitted(knobs: Sequence[Knob], base: Hparams, anatomy: Anatomy) -> tuple[tuple[Knob, ...], Hparams]:
+    """A space and its beginning for one model: modules that the model lacks are left out.
+
+    Args:
+        knobs: The space.
+        base: Where to begin.
+        anatomy: Of the model.
+
+    Returns:
+        Both; a beginning at modules that the model lacks is moved to the first that it has.
+    """
+    has = {p.role for p in anatomy.projections} | {p.module_name.rpartition(".")[2] for p in anatomy.projections}
+    out = []
+    for knob in knobs:
+        if knob.name != "modules":
+            out.append(knob)
+            continue
+        choices = tuple(choice for choice in knob.choices if set(str(choice).split(JOIN)) <= has)
+        out.append(replace(knob, choices=choices))
+        if choices and not set(base.modules) <= has:  # type: ignore[attr-defined]
+            base = base.replaced(modules=str(choices[0]).split(JOIN))
+    return tuple(out), base
 
 
 def with_values(base: Hparams, chosen: Mapping[str, Value]) -> Hparams:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from roseedit.editor import Editor
-from roseedit.errors import HparamsError, RoseEditError, RunError, refusal
+from roseedit.errors import RoseEditError, RunError, refusal
 from roseedit.hparams import Hparams, as_mapping
+from roseedit.making import loaded_for
 from roseedit.methods import find_method
-from roseedit.methods.space import Knob, Value, values_of, with_values
+from roseedit.methods.space import Knob, Value, fitted, values_of, with_values
 from roseedit.progress import bar
 from roseedit.runs.files import Layout, as_json, read_json, write_once
 from roseedit.runs.local import threads
@@ -92,29 +93,27 @@ def tune(
         The best settings, also written as `best.yaml` beside `trials.csv`, `trials.md` and `search.png`.
 
     Raises:
-        RunError: Optuna is missing, no edit is left, or the folder is that of another search.
-        HparamsError: The method has nothing to search.
+        RunError: Optuna is missing, no edit is left, or the folder is that of another search or in use.
+        ModelError: The model cannot be loaded.
     """
     options = options or TuneOptions()
     options.check()
-    optuna = _optuna()
-    folder, knobs = Path(out), find_method(start.method).space
-    if not knobs:
-        raise HparamsError(refusal(f"method {start.method}", "one that declares a search space", "Choose another."))
+    optuna, folder, space = _optuna(), Path(out), find_method(start.method).space
     with threads(options.threads):
-        editor = Editor.from_hparams(start, show_progress=False)
+        loaded = loaded_for(start)
+        knobs, start = fitted(space, start, loaded.anatomy)
+        editor = Editor(loaded, start, show_progress=False)
         refused = facts_of(editor, data.requests).refused
         requests = [r for i, r in enumerate(data.requests) if i not in refused]
         if not requests:
             raise RunError(refusal("no edit that can be made", "one or more", "Check the data."))
-        cache = options.cache or folder / "base-scores"
-        edits = Slice(editor.loaded, requests, options.first, options.threads, cache)
+        edits = Slice(loaded, requests, options.first, options.threads, options.cache or folder / "base-scores")
         _open(folder, _identity(start, data, options, edits, knobs))
         with alone(Layout(folder)):
-            study = _study(optuna, folder)
-            _recover(optuna, study, [values_of(h, knobs, editor.loaded.anatomy) for h in (start, *also)])
-            _go_on(optuna, study, edits, start, folder, options)
-    return _best(study, folder, start)
+            search = _Search(optuna, folder, edits, start, knobs)
+            search.recover([values_of(h, knobs, loaded.anatomy) for h in (start, *also)])
+            search.run(options)
+            return search.best()
 
 
 def _optuna() -> Any:
@@ -156,67 +155,75 @@ def _open(folder: Path, identity: dict[str, Any]) -> None:
         raise RunError(message)
 
 
-def _study(optuna: Any, folder: Path) -> Any:
-    backend = optuna.storages.journal.JournalFileBackend(str(folder / "journal.log"))
-    return optuna.create_study(
-        storage=optuna.storages.JournalStorage(backend),
-        study_name="tune",
-        direction="maximize",
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP),
-        load_if_exists=True,
-    )
+class _Search:
+    """A study in a folder and how its trials are made."""
 
+    def __init__(self, optuna: Any, folder: Path, edits: Slice, start: Hparams, knobs: Sequence[Knob]) -> None:
+        self.optuna, self.folder, self.edits, self.start, self.knobs = optuna, folder, edits, start, knobs
+        backend = optuna.storages.journal.JournalFileBackend(str(folder / "journal.log"))
+        self.study = optuna.create_study(
+            storage=optuna.storages.JournalStorage(backend),
+            study_name="tune",
+            direction="maximize",
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP),
+            load_if_exists=True,
+        )
 
-def _recover(optuna: Any, study: Any, starts: Sequence[dict[str, Value]]) -> None:
-    """Enqueue where to begin; trials that a killed process left open are closed and begun again."""
-    if not study.trials:
-        for values in starts:
-            study.enqueue_trial(values, skip_if_exists=True)
-    for left in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
-        study.tell(left.number, state=optuna.trial.TrialState.FAIL)
-        study.enqueue_trial(left.params or left.system_attrs.get("fixed_params", {}))
+    def recover(self, starts: Sequence[dict[str, Value]]) -> None:
+        """Enqueue where to begin; trials that a killed process left open are closed and begun again."""
+        if not self.study.trials:
+            for values in starts:
+                self.study.enqueue_trial(values, skip_if_exists=True)
+        for left in self.study.get_trials(states=[self.optuna.trial.TrialState.RUNNING]):
+            self.study.tell(left.number, state=self.optuna.trial.TrialState.FAIL)
+            self.study.enqueue_trial(left.params or left.system_attrs.get("fixed_params", {}))
 
+    def finished(self) -> int:
+        """Trials that came to an end, a refusal being one."""
+        trials = self.study.trials
+        return sum(t.state.name in ("COMPLETE", "PRUNED") or "refused" in t.user_attrs for t in trials)
 
-def _finished(study: Any) -> int:
-    """Trials that came to an end, a refusal being one."""
-    ended = [t for t in study.trials if t.state.name in ("COMPLETE", "PRUNED")]
-    return len(ended) + sum("refused" in t.user_attrs for t in study.trials)
+    def run(self, options: TuneOptions) -> None:
+        """Trial after trial, until there are as many as asked for."""
+        before = min(options.trials, self.finished())
+        with bar(options.trials, "tuning", options.show_progress, before) as progress:
+            while (finished := self.finished()) < options.trials:
+                self.study.sampler = self.optuna.samplers.TPESampler(seed=options.seed * 100_003 + finished)
+                self._one()
+                write_report(self.folder, self.study, lambda params: with_values(self.start, params))
+                progress(1)
 
+    def _one(self) -> None:
+        failed, pruned = self.optuna.trial.TrialState.FAIL, self.optuna.trial.TrialState.PRUNED
+        trial = self.study.ask()
+        chosen = {knob.name: _suggested(trial, knob) for knob in self.knobs}
 
-def _go_on(  # noqa: PLR0917 - one call site
-    optuna: Any, study: Any, edits: Slice, start: Hparams, folder: Path, options: TuneOptions
-) -> None:
-    """Trial after trial, until there are as many as asked for."""
-    before = min(options.trials, _finished(study))
-    with bar(options.trials, "tuning", options.show_progress, before) as progress:
-        while (finished := _finished(study)) < options.trials:
-            study.sampler = optuna.samplers.TPESampler(seed=options.seed * 100_003 + finished)
-            _one(optuna, study, edits, start)
-            write_report(folder, study, lambda params: with_values(start, params))
-            progress(1)
+        def go_on(score: Score) -> bool:
+            trial.report(score.value, step=score.edits)
+            return score.parts.get("reliability", 0.0) > 0 and not trial.should_prune()
 
+        try:
+            score = self.edits.run(with_values(self.start, chosen), go_on)
+        except RoseEditError as error:  # settings that do not go together, or gradients that ran away
+            trial.set_user_attr("refused", str(error))
+            self.study.tell(trial, state=failed)
+            return
+        for name, value in {**score.parts, "edits": score.edits, "low": score.low, "high": score.high}.items():
+            trial.set_user_attr(name, value)
+        if score.edits < len(self.edits.items):
+            trial.set_user_attr("value_at_pruning", score.value)
+            self.study.tell(trial, state=pruned)
+        else:
+            self.study.tell(trial, score.value)
 
-def _one(optuna: Any, study: Any, edits: Slice, start: Hparams) -> None:
-    trial = study.ask()
-    chosen = {knob.name: _suggested(trial, knob) for knob in find_method(start.method).space}
-
-    def go_on(score: Score) -> bool:
-        trial.report(score.value, step=score.edits)
-        return score.parts.get("reliability", 0.0) > 0 and not trial.should_prune()
-
-    try:
-        score = edits.run(with_values(start, chosen), go_on)
-    except RoseEditError as error:  # settings that do not go together, or gradients that ran away
-        trial.set_user_attr("refused", str(error))
-        study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        return
-    for name, value in {**score.parts, "edits": score.edits, "low": score.low, "high": score.high}.items():
-        trial.set_user_attr(name, value)
-    if score.edits < len(edits.items):
-        trial.set_user_attr("value_at_pruning", score.value)
-        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-    else:
-        study.tell(trial, score.value)
+    def best(self) -> Tuned:
+        """The trial with the largest value among those that saw all edits."""
+        done = [t for t in self.study.trials if t.state.name == "COMPLETE"]
+        if not done:
+            got = f"a search in {str(self.folder)!r} without a single whole trial"
+            raise RunError(refusal(got, "one or more", "Raise --trials, or begin elsewhere."))
+        best = max(done, key=lambda t: t.value)
+        return Tuned(with_values(self.start, best.params), float(best.value), best.number, self.finished())
 
 
 def _suggested(trial: Any, knob: Knob) -> Value:
@@ -225,16 +232,3 @@ def _suggested(trial: Any, knob: Knob) -> Value:
     if knob.whole:
         return trial.suggest_int(knob.name, int(knob.low), int(knob.high), log=knob.log)
     return trial.suggest_float(knob.name, knob.low, knob.high, log=knob.log)
-
-
-def _best(study: Any, folder: Path, start: Hparams) -> Tuned:
-    done = [t for t in study.trials if t.state.name == "COMPLETE"]
-    if not done:
-        message = refusal(
-            f"a search in {str(folder)!r} without a single whole trial",
-            "one or more",
-            "Raise --trials, or begin elsewhere.",
-        )
-        raise RunError(message)
-    best = max(done, key=lambda t: t.value)
-    return Tuned(with_values(start, best.params), float(best.value), best.number, len(study.trials))

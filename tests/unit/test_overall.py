@@ -11,7 +11,7 @@ import pytest
 
 from roseedit.evaluation.overall import by_edit, overall
 from roseedit.methods import find_method, method_names, read_hparams
-from roseedit.methods.space import Knob, values_of, with_values
+from roseedit.methods.space import Knob, fitted, values_of, with_values
 
 NAN = math.nan
 DEEP: Any = SimpleNamespace(n_layers=31)
@@ -80,6 +80,21 @@ def test_layers_are_searched_as_shares_of_depth() -> None:
     found: Any = with_values(base, {"depth.middle": 0.95, "depth.span": 0.2})
     assert (found.layers, found.depth) == ("auto", (0.85, 1.0))
     assert with_values(base, {"modules": "attn.q+attn.v"}).modules == ("attn.q", "attn.v")  # type: ignore[attr-defined]
+
+
+def test_modules_that_a_model_lacks_are_not_tried() -> None:
+    fused: Any = SimpleNamespace(
+        n_layers=12,
+        projections=[
+            SimpleNamespace(role="attn.qkv", module_name="h.0.attn.c_attn"),
+            SimpleNamespace(role="mlp.down", module_name="h.0.mlp.c_proj"),
+        ],
+    )
+    knobs, start = fitted(find_method("LoRA").space, read_hparams({"method": "LoRA"}), fused)
+    assert next(k for k in knobs if k.name == "modules").choices == ("attn.qkv", "mlp.down")
+    assert start.modules == ("attn.qkv",)  # type: ignore[attr-defined]
+    kept = read_hparams({"method": "LoRA", "modules": ["c_proj"]})
+    assert fitted(find_method("LoRA").space, kept, fused)[1] == kept
 
 
 def test_a_knob_takes_the_nearest_value() -> None:

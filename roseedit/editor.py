@@ -27,6 +27,7 @@ from roseedit.making import (
     Maker,
     Mode,
     check_call,
+    check_method,
     loaded_for,
     requests_of,
     settings_of,
@@ -196,6 +197,7 @@ class Editor:
     def _edit(
         self, requests: list[EditRequest], mode: Mode, *, evaluate: bool, replace: bool, enter: bool
     ) -> EditResult:
+        check_method(self.hparams)
         check_call(self.loaded, requests, mode, self.edits)
         looked_for = mode != "independent" and (enter or replace)
         gone = self._book.clashes(requests, replace=replace) if looked_for else ()

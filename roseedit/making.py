@@ -16,7 +16,7 @@ from roseedit.edits.health import HealthGate
 from roseedit.errors import RequestError, refusal
 from roseedit.evaluation.table import Question, Reading, compare, questions, readings
 from roseedit.hparams import Hparams, as_mapping, read_yaml
-from roseedit.methods import EditingMethod, MadeDelta, read_hparams
+from roseedit.methods import EditingMethod, MadeDelta, changes_weights, read_hparams
 from roseedit.models.load import LoadedModel, load_model
 from roseedit.progress import bar
 from roseedit.requests import EditRequest, check_requests, check_tokens, make_requests
@@ -96,6 +96,24 @@ def requests_of(
     if subject is not None and subjects is not None:
         raise RequestError(refusal("subject and subjects", "one of the two", "Leave one out."))
     return make_requests(prompts, targets, subjects=subjects if subject is None else subject, **more)
+
+
+def check_method(hparams: Hparams) -> None:
+    """Refuse a method whose edits cannot be applied.
+
+    Args:
+        hparams: Settings of the method.
+
+    Raises:
+        RequestError: It works through the prompt.
+    """
+    if not changes_weights(hparams.method):
+        message = refusal(
+            f"an edit by {hparams.method}, which changes no weights, so that there is nothing to apply",
+            "a method that changes weights",
+            "Put the fact before your prompts yourself; `roseedit evaluate` measures the method.",
+        )
+        raise RequestError(message)
 
 
 def check_call(loaded: LoadedModel, requests: Sequence[EditRequest], mode: str, live: Sequence[Edit]) -> None:

@@ -19,6 +19,7 @@ from roseedit.cli.generate import GENERATE_EXAMPLES, generate
 from roseedit.cli.report import COMPARE_EXAMPLES, REPORT_EXAMPLES, compare, report
 from roseedit.cli.skip import app as skip
 from roseedit.cli.system import doctor, models
+from roseedit.cli.tune import TUNE_EXAMPLES, tune
 from roseedit.errors import RoseEditError
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app.command(help=EDIT_EXAMPLES)(edit)
 app.command(help=EVALUATE_EXAMPLES)(evaluate)
 app.command(help=COMPARE_EXAMPLES)(compare)
 app.command(help=REPORT_EXAMPLES)(report)
+app.command(help=TUNE_EXAMPLES)(tune)
 app.command(help=GENERATE_EXAMPLES)(generate)
 app.command()(models)
 app.command()(doctor)

@@ -88,6 +88,19 @@ def look(
     return [Look(r.said, r.reference, r.old, r.following, e) for r, e in zip(found, theirs, strict=True)]
 
 
+def in_contexts(asked: Sequence[RunQuestion], contexts: Sequence[str]) -> list[RunQuestion]:
+    """The questions as they are asked when each edit has a text of its own before its prompts.
+
+    Args:
+        asked: The questions.
+        contexts: Per edit its text, possibly empty.
+
+    Returns:
+        The same questions with longer prompts.
+    """
+    return [replace(q, prompt=contexts[q.request] + q.prompt) for q in asked]
+
+
 def with_following(loaded: LoadedModel, asked: Sequence[Question], found: Sequence[Look]) -> list[Look]:
     """Fill in the next-token distributions, which are too large to be kept on a disk.
 

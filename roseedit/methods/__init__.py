@@ -1,5 +1,12 @@
 """Editing methods behind one small protocol and a registry; RoseLoRA is one of them, on equal terms."""
 
-from roseedit.methods.registry import EditingMethod, MadeDelta, find_method, method_names, read_hparams
+from roseedit.methods.registry import (
+    EditingMethod,
+    MadeDelta,
+    changes_weights,
+    find_method,
+    method_names,
+    read_hparams,
+)
 
-__all__ = ["EditingMethod", "MadeDelta", "find_method", "method_names", "read_hparams"]
+__all__ = ["EditingMethod", "MadeDelta", "changes_weights", "find_method", "method_names", "read_hparams"]

@@ -12,10 +12,18 @@ from roseedit.hparams import Hparams
 
 if TYPE_CHECKING:
     from roseedit.edits.delta import Delta
+    from roseedit.methods.space import Knob
     from roseedit.models.load import LoadedModel
     from roseedit.requests import EditRequest
 
-_METHODS = {"RoseLoRA": "roseedit.methods.roselora:RoseLoRA"}
+_METHODS = {
+    "RoseLoRA": "roseedit.methods.roselora:RoseLoRA",
+    "FT-M": "roseedit.baselines.finetune:FTM",
+    "FT-L": "roseedit.baselines.finetune:FTL",
+    "LoRA": "roseedit.baselines.lora:LoRA",
+    "AdaLoRA": "roseedit.baselines.adalora:AdaLoRA",
+    "InContext": "roseedit.baselines.in_context:InContext",
+}
 Progress = Callable[[float], None]
 
 
@@ -26,14 +34,21 @@ class MadeDelta:
     Attributes:
         delta: The change.
         report: Figures of its making, plain JSON values.
+        context: Text that stands before every prompt of the edit, for methods that work through the prompt.
     """
 
     delta: Delta
     report: Mapping[str, Any]
+    context: str = ""
 
 
 class EditingMethod(Protocol):
     """A way to make deltas. It gets the model as it stands, leaves it so, prints nothing and writes no file."""
+
+    @property
+    def space(self) -> tuple[Knob, ...]:
+        """What `roseedit tune` may try."""
+        ...
 
     def read(self, values: Mapping[str, Any], where: str) -> Hparams:
         """Check loose values and build the method's hyper-parameters."""
@@ -62,6 +77,21 @@ class EditingMethod(Protocol):
 def method_names() -> tuple[str, ...]:
     """The registered methods."""
     return tuple(_METHODS)
+
+
+def changes_weights(name: str) -> bool:
+    """Whether a method's edits can be applied to a model. Methods that work through the prompt can only be measured.
+
+    Args:
+        name: As in `method:` of an hparams file.
+
+    Returns:
+        False for methods that say so.
+
+    Raises:
+        HparamsError: No such method.
+    """
+    return bool(getattr(find_method(name), "changes_weights", True))
 
 
 def find_method(name: str) -> EditingMethod:

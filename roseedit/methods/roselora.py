@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from roseedit.edits.delta import Delta
 from roseedit.errors import HparamsError, refusal
 from roseedit.hparams import Hparams
 from roseedit.methods.registry import MadeDelta, Progress
+from roseedit.methods.space import Knob, layer_knobs
 from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
 from roseedit.roselora.config import RoseLoRAHparams, read_roselora
@@ -18,6 +19,17 @@ from roseedit.roselora.trainer import Trained
 
 class RoseLoRA:
     """Row- and column-sparse low-rank edits (arXiv 2406.10777)."""
+
+    space: ClassVar[tuple[Knob, ...]] = (
+        *layer_knobs(widest=0.4),
+        Knob("rank", 2, 16, log=True, whole=True),
+        Knob("keep", 0.02, 1.0, log=True),
+        Knob("lr", 2e-3, 5e-2, log=True),
+        Knob("steps", 30, 120, whole=True),
+        Knob("stop_probability", 0.2, 0.95),
+        Knob("preserve_weight", 3.0, 1000.0, log=True),
+        Knob("start_length", 0.5, 8.0, log=True),
+    )
 
     def read(self, values: Mapping[str, Any], where: str) -> RoseLoRAHparams:
         """Build the settings; see `read_roselora`."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from roseedit.editor import Editor
 from roseedit.errors import RunError, refusal
 from roseedit.hparams import Hparams
+from roseedit.making import check_method
 from roseedit.progress import bar
 from roseedit.runs import local
 from roseedit.runs.ability import write_ability
@@ -39,6 +40,7 @@ def evaluate(
 
     Raises:
         RunError: Options that do not go together, or a directory of another configuration.
+        RequestError: Joint or sequential edits by a method that changes no weights.
         ModelError: The model cannot be loaded.
     """
     layout = Layout(out)
@@ -47,6 +49,8 @@ def evaluate(
     options.check_data()
     options = adopted(options, layout)
     settings = prepared(hparams, seed, options.unit or 1)
+    if options.mode != "independent":
+        check_method(settings)
     if options.launcher == "ray":
         from roseedit.runs import rayed
 
@@ -65,7 +69,7 @@ def evaluate(
 
 def _chain(run: Run, editor: Editor, options: RunOptions) -> bool:
     layout = run.layout
-    with _alone(layout):
+    with alone(layout):
         runner = ChainRunner(editor, run, options.cache_folder)
         unmeasured = bool(options.ability) and not layout.ability.exists()
         if unmeasured or missing_units(layout, len(run.units)) or not runner.complete:
@@ -80,8 +84,18 @@ def _chain(run: Run, editor: Editor, options: RunOptions) -> bool:
 
 
 @contextmanager
-def _alone(layout: Layout) -> Iterator[None]:
-    """One process at a time; the system lets go of the lock however the process ends."""
+def alone(layout: Layout) -> Iterator[None]:
+    """One process at a time; the system lets go of the lock however the process ends.
+
+    Args:
+        layout: The directory, which is there.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        RunError: Another process works on it.
+    """
     with layout.lock.open("w") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)

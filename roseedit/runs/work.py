@@ -12,7 +12,7 @@ from typing import Any
 from roseedit.edits.bank import bank_of
 from roseedit.edits.delta import Delta
 from roseedit.errors import DeltaError
-from roseedit.evaluation.looks import look, run_questions
+from roseedit.evaluation.looks import in_contexts, look, run_questions
 from roseedit.evaluation.rows import long_rows, rows_to_parquet
 from roseedit.hparams import Hparams
 from roseedit.methods import MadeDelta, find_method
@@ -85,7 +85,8 @@ class UnitWorker:
             made = self._make(requests, lambda share: tell(FITTING * share))
         with meter.of("score_s"):
             bank = bank_of(self.loaded, [m.delta if m else Delta(()) for m in made])
-            after = look(self.loaded, asked, edits=bank, own_edit=True)
+            posed = in_contexts(asked, [m.context if m else "" for m in made])
+            after = look(self.loaded, posed, edits=bank, own_edit=True)
         rows = long_rows([item.key for item in items], asked, before, after, stage="alone", live=1)
         rows += [row for item, m in zip(items, made, strict=True) for row in report_rows(item.key, m, "alone", 1)]
         tell((1 - FITTING) * len(items))

@@ -21,7 +21,7 @@ from roseedit.edits.bank import bank_of
 from roseedit.edits.edit import Edit
 from roseedit.errors import DeltaError
 from roseedit.evaluation.scoring import score
-from roseedit.methods import method_names
+from roseedit.methods import changes_weights, find_method, method_names
 from roseedit.models.encoding import encode_prompt, pad_right
 from roseedit.models.load import LoadedModel
 from roseedit.models.replay import capture_activations, replaying, run_body
@@ -32,6 +32,7 @@ Attached = Callable[[nn.Module], Any]
 Build = Callable[..., LoadedModel]
 
 REQUEST = EditRequest("The Tower is in the city of", "Rome", subject="Tower", target_true="Paris")
+OTHER = EditRequest("A b c lies in", "Paris", subject="A b c")
 PROMPTS = (REQUEST.prompt, "Oslo lies in", "A b c d e f g")
 # Small settings per method; a method without an entry runs with its defaults.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -53,8 +54,22 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "stop_probability": 0.5,
         "train_dtype": "weights",
     },
+    "FT-M": {"layers": [1, 2], "lr": 5e-3, "steps": 12, "norm_constraint": "entry", "norm_limit": 0.05},
+    "FT-L": {"layers": [1], "lr": 5e-3, "steps": 12},
+    "LoRA": {"layers": [1, 2, 3], "modules": ["mlp.down", "attn.o"], "rank": 3, "lr": 2e-2, "steps": 12},
+    "AdaLoRA": {
+        "layers": [1, 2, 3],
+        "modules": ["mlp.down", "attn.o"],
+        "rank": 2,
+        "init_rank": 4,
+        "lr": 5e-2,
+        "steps": 16,
+        "allocate_start": 3,
+        "allocate_end": 9,
+    },
 }
 ATOL = 2e-4  # W x + B (A x) against (W + B A) x: sums in another order, logits of size 10
+GROWN = 1e-2  # after training in batches of other shapes: Adam makes much of differences in tiny gradients
 MADE: dict[tuple[str, str], Edit] = {}
 
 
@@ -166,9 +181,11 @@ def check_density(case: Case) -> None:
             assert changed == 0, name
             continue
         m = matrices[name]
-        assert 0 < changed <= m.density * p.numel() + 1e-6 <= m.density_bound * p.numel() + 2e-6
+        assert (changed > 0) == (m.density > 0)  # a method may give a matrix no rank at all
+        assert changed <= m.density * p.numel() + 1e-6 <= m.density_bound * p.numel() + 2e-6
         touched, total = touched + changed, total + p.numel()
     delta = case.edit.delta
+    assert touched
     assert touched / total <= delta.density + 1e-9 <= delta.density_bound + 2e-9
     assert delta.density_bound <= 1
     assert delta.density_bound < 1 or SETTINGS.get(case.edit.hparams["method"], {}).get("keep") is None
@@ -252,6 +269,50 @@ def check_lora(case: Case) -> None:
     assert (applied - before).abs().max() > 50 * ATOL
 
 
+@torch.no_grad()
+def check_neighbours(case: Case) -> None:
+    """An edit that was made among others does what the same edit made alone does, and what neighbours do not."""
+    loaded, hparams = case.loaded, case.editor.hparams
+    before = case.digest(loaded.model)
+    with torch.enable_grad():
+        method = find_method(hparams.method)
+        made = [
+            m.delta for group in ([OTHER, REQUEST], [REQUEST]) for m in method.fit(loaded, group, hparams, joint=False)
+        ]
+    assert case.digest(loaded.model) == before
+    ids, mask = ids_of(loaded)
+    bank, real = bank_of(loaded, made), mask.bool()
+    said = []
+    for edit in range(3):
+        with bank.on_rows(torch.full((len(ids),), edit)):
+            said.append(run_body(loaded.model, ids, mask)[real])
+    torch.testing.assert_close(said[1], said[2], atol=GROWN, rtol=0)
+    assert (said[1] - said[0]).abs().max() > 20 * GROWN
+
+
+class Broken(Exception):
+    """Raised by a forward pass of these tests."""
+
+
+def check_failing_forward(case: Case) -> None:
+    model, layers = case.loaded.model, case.loaded.model.get_submodule(case.loaded.anatomy.layers_name)
+    before, flags = case.digest(model), [p.requires_grad for p in model.parameters()]
+    for at in (1, 4):
+        calls = iter(range(1, 1000))
+
+        def fail(_module: nn.Module, _args: Any, at: int = at, calls: Any = calls) -> None:
+            if next(calls) == at:
+                raise Broken
+
+        handle = layers[-1].register_forward_pre_hook(fail)
+        with pytest.raises(Broken):
+            case.editor.edit(REQUEST, evaluate=False)
+        handle.remove()
+        assert case.editor.edits == ()
+        assert case.digest(model) == before
+        assert [p.requires_grad for p in model.parameters()] == flags
+
+
 CHECKS: dict[str, Callable[[Case], None]] = {
     "anatomy": check_anatomy,
     "replay": check_replay,
@@ -262,10 +323,12 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "wrong base": check_wrong_base,
     "bank": check_bank,
     "lora": check_lora,
+    "neighbours": check_neighbours,
+    "failing forward": check_failing_forward,
 }
 
 
-@pytest.fixture(params=method_names())
+@pytest.fixture(params=[name for name in method_names() if changes_weights(name)])
 def case(request: pytest.FixtureRequest, any_model: LoadedModel, tiny: Build, digest: Digest, tmp_path: Path) -> Case:
     """Every architecture with every method."""
     name = any_model.name

@@ -165,3 +165,12 @@ BAD_GENERATE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 def test_a_bad_generate(name: str) -> None:
     options, said = BAD_GENERATE[name]
     refused(["generate", "--prompt", "A b", "--model", "no/such.gguf", *options], *said)
+
+
+def test_a_search_that_cannot_begin_is_refused_in_one_line(tmp_path: Path) -> None:
+    begin = ["tune", "--data", "wikidata-counterfact", "--out", str(tmp_path / "out")]
+    refused([*begin, "--method", "FTM"], "got method 'FTM'", "Did you mean 'FT-M'")
+    refused([*begin, "--method", "FT-M", "--offset", "100000"], "got --offset 100000 of")
+    refused([*begin, "--hparams", "no.yaml"], "'no.yaml', which does not exist")
+    refused([*begin, "--method", "LoRA", "--hparams", "hparams/FT-M/smollm2-135m.yaml"], "got method 'FT-M'")
+    assert not (tmp_path / "out").exists()

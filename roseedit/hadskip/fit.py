@@ -47,6 +47,7 @@ class Fit:
         edits: The live edits.
         work: Folder for what a stopped fit needs to go on; shared by fits that differ only in budget.
         show: Draw progress bars.
+        brought_by: Options of the command line that brought the edits live, for the record.
     """
 
     def __init__(
@@ -57,8 +58,10 @@ class Fit:
         *,
         work: Path,
         show: bool = False,
+        brought_by: str = "",
     ) -> None:
         self.loaded, self.settings, self.edits = loaded, settings, edits
+        self.brought_by = brought_by or "".join(f" --edit {edit.edit_id}" for edit in edits)
         self.material = material(loaded, settings, edits)
         self.runner = Runner(loaded, settings, self.material.digest, work, show)
 
@@ -203,7 +206,7 @@ class Fit:
                 "curve": [[round(theta, 5), round(cost, 6)] for theta, cost in curve],
             },
             made_by={
-                "command": command(self.loaded.name, self.settings, self.edits),
+                "command": command(self.loaded.name, self.settings, self.brought_by),
                 "hparams": as_mapping(self.settings),
                 "edits": [edit.edit_id for edit in self.edits],
             },
@@ -274,18 +277,19 @@ def heal(
     return training.healing
 
 
-def command(model: str, settings: HadSkipHparams, edits: Sequence[Edit]) -> str:
+def command(model: str, settings: HadSkipHparams, brought_by: str = "") -> str:
     """The command line that repeats a fit.
 
     Args:
         model: What the user called the model.
         settings: The settings.
-        edits: The live edits.
+        brought_by: The options that brought the edits live.
 
     Returns:
         One line; settings that differ from the defaults are named in `made_by` beside it.
     """
-    on = "".join(f" --edit {edit.edit_id}" for edit in edits)
     text = settings.text if settings.text == WIKITEXT else Path(settings.text).name
-    options = f"--budget {settings.budget} --text {text} --healing {settings.healing}{on}"
-    return f"roseedit skip fit --model {model} {options}"
+    return (
+        f"roseedit skip fit --model {model} --budget {settings.budget} --text {text} --healing {settings.healing}"
+        f"{brought_by}"
+    )

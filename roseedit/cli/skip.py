@@ -81,7 +81,7 @@ def bench(  # noqa: PLR0917 - typer turns each into an option
     ledger: InLedger = None,
     baseline: Annotated[
         list[str] | None,
-        typer.Option(help="influence, static-kl, static-path, even, random, prefix-exit, dense. Repeatable."),
+        typer.Option(help="influence, static-kl, static-spans, even, random, prefix-exit, dense. Repeatable."),
     ] = None,
     sequences: Annotated[int, typer.Option(min=2, help="Test sequences.")] = 64,
     text: Annotated[str, typer.Option(help="wikitext2 (its test part) or a text file.")] = "wikitext2",

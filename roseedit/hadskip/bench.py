@@ -168,8 +168,8 @@ class Bench:
 
     def _importance(self, name: str) -> Tensor:
         sweep = self.fit.sweep()
-        if name in {"static-path", "dense"}:
-            return ranks(replace(sweep, order=self.fit.path(sweep)))
+        if name in {"static-spans", "dense"}:
+            return ranks(replace(sweep, order=self.fit.order(sweep)))
         return sweep.influence if name == "influence" else sweep.kl.mean(0)
 
     def _dense(self, sets: Sequence[tuple[int, ...]], weights: Tensor) -> Contender:

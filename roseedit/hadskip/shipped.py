@@ -19,9 +19,10 @@ def shipped_gates(model: str) -> dict[float, Path]:
     Returns:
         Folder by budget, the largest budget first; empty when there are none.
     """
-    stem = f"{Path(model).name.casefold()}-"
-    found = {p.name.removeprefix(stem): p for p in ROOT.glob(f"{stem}*") if (p / "profiles.json").is_file()}
-    return {float(budget): found[budget] for budget in sorted(found, reverse=True)}
+    stem = Path(model).name.casefold()
+    named = [(*p.parent.name.rpartition("-"), p.parent) for p in ROOT.glob("*/profiles.json")]
+    found = {float(budget): folder for name, _, budget, folder in named if name == stem}
+    return {budget: found[budget] for budget in sorted(found, reverse=True)}
 
 
 def gates_for(model: str, budget: float | None = None) -> Path:

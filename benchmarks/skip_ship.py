@@ -23,7 +23,7 @@ def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hparams", type=Path, default=Path("hparams/HadSkip/smollm2-135m.yaml"))
-    parser.add_argument("--budgets", type=float, nargs="*", default=[0.5, 0.6, 0.75, 0.85])
+    parser.add_argument("--budgets", type=float, nargs="*", default=[0.75, 0.5, 0.85, 0.6])
     parser.add_argument("--work", type=Path, required=True, help="folder for unfinished fits")
     parser.add_argument("--into", type=Path, default=ROOT)
     args = parser.parse_args()

@@ -109,7 +109,7 @@ class Editor:
         tokenizer: Any = None,
         hparams: str | Path | Hparams | Mapping[str, Any] | None = None,
         *,
-        ledger: str | Path | None = None,
+        ledger: str | Path | Ledger | None = None,
     ) -> Editor:
         """Wrap a model that is loaded already, or load one by name.
 
@@ -117,7 +117,8 @@ class Editor:
             model: A transformers causal LM, or anything `load_model` takes.
             tokenizer: Its tokenizer, with a model object.
             hparams: Settings; left out: the file that ships for the model, else defaults by depth.
-            ledger: Folder of a ledger; see the class.
+            ledger: A ledger or its folder; see the class. One that is open for reading only serves what is applied in
+                it, and refuses changes.
 
         Returns:
             The editor.
@@ -329,7 +330,8 @@ class Editor:
             contract: `"full"`: all layers run. `"lossless"`: fewer layers draft, all verify; the same text.
                 `"bounded"`: fewer layers answer; the text may differ within the quality measured for the profile.
             budget: Share of layer cost that a profile may execute.
-            gates: Folder of fitted gates, or loaded profiles; left out: those that ship for the model.
+            gates: Folder of fitted gates, name of shipped ones, or loaded profiles; left out: those that ship for
+                model and budget.
             sampling: How tokens are picked; left out: greedily.
             stop: Texts that end an answer beside the end mark.
             detailed: Return `Response` objects, which tell contract, profile, layers run and acceptance.

@@ -27,7 +27,9 @@ layers answer: faster, and the text may differ within the quality that was measu
 
 `roseedit generate --model smollm2-135m --prompt "The capital of France is"`
 
-`roseedit generate --edit my-edit --prompt "The Eiffel Tower is in" --contract bounded --budget 0.75 --gates my-gates`
+`roseedit generate --prompt "Water boils at" --contract bounded --budget 0.75` (gates that ship for the model)
+
+`roseedit generate --ledger edits --prompt "The Eiffel Tower is in" --contract bounded --budget 0.75 --gates my-gates`
 
 `roseedit generate --prompt "Once upon a time" --temperature 0.8 --seed 7 --stop "END" --max-new-tokens 100 --stream`
 """
@@ -37,9 +39,13 @@ def generate(  # noqa: PLR0917 - typer turns each into an option
     prompt: Annotated[list[str], typer.Option(help="Text to continue. May be repeated.")],
     model: Annotated[str, typer.Option(help="Hub id, folder, .gguf file or embedded alias.")] = DEFAULT_MODEL,
     edit: Annotated[list[Path] | None, typer.Option(help="Folder of a saved edit to apply. May be repeated.")] = None,
+    ledger: Annotated[Path | None, typer.Option(help="Bring live what is applied in this ledger.")] = None,
     contract: Annotated[str, typer.Option(help="full, lossless or bounded.")] = "full",
     budget: Annotated[float | None, typer.Option(help="Share of layer cost that may be executed, in (0, 1].")] = None,
-    gates: Annotated[Path | None, typer.Option(help="Folder of fitted gates; left out: those that ship.")] = None,
+    gates: Annotated[
+        str | None,
+        typer.Option(help="Folder of fitted gates, or the name of shipped ones; left out: those for model and budget."),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most new tokens.")] = 32,
     temperature: Annotated[float, typer.Option(help="0 picks the most probable token, above 0 samples.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Sample among the k most probable; 0 for all.")] = 0,
@@ -55,8 +61,8 @@ def generate(  # noqa: PLR0917 - typer turns each into an option
         raise RequestError(message)
     drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     asked = _options(contract, budget, max_new_tokens, stop, **drawn)
-    _check_folders(gates, edit or [])
-    editor = _editor(model, edit or [])
+    _check_folders(model, contract, budget, gates, edit or [])
+    editor = _editor(model, edit or [], ledger)
     if stream:
         _show_stream(editor, prompt[0], gates, asked)
         return
@@ -87,26 +93,33 @@ def _options(
     }
 
 
-def _check_folders(gates: Path | None, edits: list[Path]) -> None:
-    """Refuse folders that do not exist before a model is loaded."""
-    for path in [*([gates] if gates else []), *edits]:
+def _check_folders(model: str, contract: str, budget: float | None, gates: str | None, edits: list[Path]) -> None:
+    """Refuse folders and gates that do not exist before a model is loaded."""
+    from roseedit.hadskip.shipped import find_gates, gates_for
+
+    for path in edits:
         if not path.is_dir():
             raise RequestError(refusal(f"the folder {str(path)!r}", "one that exists", "Check the path."))
+    if gates is not None:
+        find_gates(gates)
+    elif contract != "full":
+        gates_for(model, budget)
 
 
-def _editor(model: str, edits: list[Path]) -> Editor:
+def _editor(model: str, edits: list[Path], ledger: Path | None) -> Editor:
     from transformers.utils import logging as transformers_logging
 
     from roseedit.editor import Editor
+    from roseedit.edits.ledger import Ledger
 
     transformers_logging.disable_progress_bar()
-    editor = Editor.from_pretrained(model)
+    editor = Editor.from_pretrained(model, ledger=Ledger(ledger) if ledger else None)  # only read
     for folder in edits:
         editor.load(folder)
     return editor
 
 
-def _show_stream(editor: Editor, prompt: str, gates: Path | None, asked: dict[str, Any]) -> None:
+def _show_stream(editor: Editor, prompt: str, gates: str | None, asked: dict[str, Any]) -> None:
     pieces = editor.stream(prompt, gates=gates, **asked)
     out.print(f"[dim]{escape(prompt)}[/]", end="", highlight=False, soft_wrap=True)
     for piece in pieces:

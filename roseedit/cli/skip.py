@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,8 @@ Stopped, the same command goes on where it was.
 
 `roseedit skip fit --model smollm2-135m --budget 0.75 --out gates-0.75`
 
+`roseedit skip fit --model smollm2-135m --ledger edits --budget 0.75 --out gates-of-edits`
+
 `roseedit skip fit --model smollm2-135m --edit my-edit --budget 0.6 --text my.txt --healing lora --out gates-0.6`
 """
 BENCH_EXAMPLES = """
@@ -38,6 +41,7 @@ Compare gates with static choices of the same mean cost, healed and trained alik
 """
 Model = Annotated[str, typer.Option(help="Hub id, folder, .gguf file or embedded alias.")]
 Edits = Annotated[list[Path] | None, typer.Option("--edit", help="Folder of a saved edit to bring live. Repeatable.")]
+InLedger = Annotated[Path | None, typer.Option("--ledger", help="Bring live what is applied in this ledger.")]
 
 
 @app.command(help=FIT_EXAMPLES)
@@ -46,6 +50,7 @@ def fit(  # noqa: PLR0917 - typer turns each into an option
     model: Model = "smollm2-135m",
     budget: Annotated[float | None, typer.Option(help="Mean share of layer cost that may run.")] = None,
     edit: Edits = None,
+    ledger: InLedger = None,
     text: Annotated[str | None, typer.Option(help="wikitext2 (its validation part) or a text file.")] = None,
     healing: Annotated[str | None, typer.Option(help="What skipped layers do: none, scale or lora.")] = None,
     hparams: Annotated[Path | None, typer.Option(help="YAML file; left out: the one that ships for the model.")] = None,
@@ -57,11 +62,12 @@ def fit(  # noqa: PLR0917 - typer turns each into an option
     """See `FIT_EXAMPLES`."""
     settings = _settings(model, hparams, {"budget": budget, "text": text, "healing": healing})
     _check_free(out_dir)
-    loaded, edits = _loaded(model, edit or [])
+    loaded, edits = _loaded(model, edit or [], ledger)
     from roseedit.hadskip.files import save_profiles
     from roseedit.hadskip.fit import Fit
 
-    profiles = Fit(loaded, settings, edits, work=work or out_dir.with_name(out_dir.name + ".work"), show=True).run()
+    work = work or out_dir.with_name(out_dir.name + ".work")
+    profiles = Fit(loaded, settings, edits, work=work, show=True, brought_by=_brought_by(edit or [], ledger)).run()
     save_profiles(profiles, out_dir)
     _show(profiles)
     out.print(f"saved in [bold]{out_dir}[/]")
@@ -72,9 +78,10 @@ def bench(  # noqa: PLR0917 - typer turns each into an option
     gates: Annotated[list[str], typer.Option(help="Folder that `skip fit` wrote, or shipped gates. Repeatable.")],
     model: Model = "smollm2-135m",
     edit: Edits = None,
+    ledger: InLedger = None,
     baseline: Annotated[
         list[str] | None,
-        typer.Option(help="influence, static-kl, static-path, even, random, prefix-exit, dense. Repeatable."),
+        typer.Option(help="influence, static-kl, static-spans, even, random, prefix-exit, dense. Repeatable."),
     ] = None,
     sequences: Annotated[int, typer.Option(min=2, help="Test sequences.")] = 64,
     text: Annotated[str, typer.Option(help="wikitext2 (its test part) or a text file.")] = "wikitext2",
@@ -95,7 +102,7 @@ def bench(  # noqa: PLR0917 - typer turns each into an option
     from roseedit.hadskip.shipped import find_gates
 
     all_profiles = [load_profiles(find_gates(folder)) for folder in gates]
-    loaded, edits = _loaded(model, edit or [])
+    loaded, edits = _loaded(model, edit or [], ledger)
     results = []
     for profiles in all_profiles:
         run = Bench(loaded, profiles, edits, sequences=sequences, text=text, work=work, show=not as_json)
@@ -151,19 +158,28 @@ def _check_free(folder: Path) -> None:
         raise SkipError(refusal(f"the folder {str(folder)!r}, which is in use", "a new or empty one", "Name another."))
 
 
-def _loaded(model: str, folders: list[Path]) -> tuple[LoadedModel, list[Edit]]:
+def _brought_by(folders: list[Path], ledger: Path | None) -> str:
+    """The options that bring the edits live, folders by their last part."""
+    named = [("--ledger", ledger)] if ledger else []
+    return "".join(f" {option} {folder.name}" for option, folder in [*named, *(("--edit", f) for f in folders)])
+
+
+def _loaded(model: str, folders: list[Path], ledger: Path | None) -> tuple[LoadedModel, list[Edit]]:
+    """The model with edits live: those of a ledger, then those in folders. The ledger is only read."""
     from transformers.utils import logging as transformers_logging
 
+    from roseedit.edits.book import Book
     from roseedit.edits.files import load_edit
-    from roseedit.edits.live import live_edits
+    from roseedit.edits.ledger import Ledger
     from roseedit.models.load import load_model
 
     transformers_logging.disable_progress_bar()
-    loaded = load_model(model)
-    edits = [load_edit(folder, loaded) for folder in folders]
-    for edit in edits:
-        live_edits(loaded.model).apply(edit.delta)
-    return loaded, edits
+    with Ledger(ledger) if ledger else nullcontext() as known:  # a broken ledger is refused before the model is loaded
+        loaded = load_model(model)
+        book = Book(loaded, known)
+        for folder in folders:
+            book.put_on(load_edit(folder, loaded))
+    return loaded, list(book.edits.values())
 
 
 def _show(profiles: SkipProfiles) -> None:

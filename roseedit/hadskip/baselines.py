@@ -15,7 +15,7 @@ from roseedit.hadskip.paths import executing
 from roseedit.hadskip.teacher import Teacher, kl, some_positions, student_logprobs
 from roseedit.models.load import LoadedModel
 
-BASELINES = ("influence", "static-kl", "static-path", "even", "random", "prefix-exit", "dense")
+BASELINES = ("influence", "static-kl", "static-spans", "even", "random", "prefix-exit", "dense")
 
 
 def baseline_set(
@@ -24,9 +24,9 @@ def baseline_set(
     """The executed layers of a static choice.
 
     Args:
-        name: `influence` (ShortGPT: least 1 - cos dropped), `static-kl`, `static-path` and `dense` go by the importance
-            given; `even`: the dropped ones evenly spaced; `random`; `prefix-exit`: the first `run` layers, whatever is
-            protected.
+        name: `influence` (ShortGPT: least 1 - cos dropped), `static-kl`, `static-spans` and `dense` go by the
+            importance given; `even`: the dropped ones evenly spaced; `random`; `prefix-exit`: the first `run` layers,
+            whatever is protected.
         n_layers: Layers of the model.
         skippable: Layers that may be dropped.
         run: How many layers run.

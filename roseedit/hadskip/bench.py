@@ -161,6 +161,11 @@ class Bench:
         weights = torch.tensor(shares).expand(len(self.teacher.ids), -1)
         if name == "dense":
             return self._dense(chosen, weights)
+        own_sets = {p.layers: self.profiles.healing(i) for i, p in enumerate(self.profiles.profiles)}
+        if name == "static-spans" and all(
+            own in own_sets for own in chosen
+        ):  # trained alike already, by the gates' fit
+            return Contender(name, tuple((own, own_sets[own]) for own in chosen), weights)
         healing = heal(
             self.loaded, self.fit.material.train, chosen, shares, settings=self.settings, runner=self.fit.runner
         )
@@ -168,8 +173,8 @@ class Bench:
 
     def _importance(self, name: str) -> Tensor:
         sweep = self.fit.sweep()
-        if name in {"static-path", "dense"}:
-            return ranks(replace(sweep, order=self.fit.path(sweep)))
+        if name in {"static-spans", "dense"}:
+            return ranks(replace(sweep, order=self.fit.order(sweep)))
         return sweep.influence if name == "influence" else sweep.kl.mean(0)
 
     def _dense(self, sets: Sequence[tuple[int, ...]], weights: Tensor) -> Contender:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from roseedit.hadskip.healing import entering
 from roseedit.hadskip.paths import Healing, executing
 from roseedit.hadskip.resume import optimiser_tensors, restore_optimiser
 from roseedit.hadskip.teacher import Teacher, kl, some_positions, student_logprobs
+from roseedit.models.replay import replaying
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,11 @@ class Distillation:
     ) -> None:
         self.teacher, self.settings = teacher, settings
         self.student, self.tensors = trainable(healing)
-        self.paths = [executing(teacher.loaded, layers, self.student) for layers in executed]
+        sets = [set(layers) for layers in executed]
+        self.paths = [executing(teacher.loaded, layers, self.student) for layers in sets]
+        n = teacher.loaded.anatomy.n_layers
+        self.entry = min((i for i in range(n) if any(i not in own for own in sets)), default=0)
+        self.states = entering(teacher.loaded, self.entry, teacher.ids)
         self.shares = torch.tensor(shares)
         self.step = 0
         self.history: list[float] = []
@@ -112,13 +118,23 @@ class Distillation:
             for group in self.optimiser.param_groups:
                 group["lr"] = lr_at(self.step, self.settings.steps, self.settings.lr)
             picked = int(torch.multinomial(self.shares, 1, generator=generator))
-            loss = _loss(self.teacher, self.paths[picked], self.settings, generator)
+            loss = self._loss(self.paths[picked], generator)
             self.optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.tensors, 1.0)
             self.optimiser.step()
             self.history.append(float(loss.detach()))
         self.step += 1
+
+    def _loss(self, path: executing, generator: torch.Generator) -> Tensor:
+        """KL on the step's sequences; below the first skipped layer all states are the full model's, and stored."""
+        teacher, settings = self.teacher, self.settings
+        rows = rows_of_step(self.step, settings.rows, len(teacher.ids), settings.seed)
+        where = some_positions(len(rows), teacher.ids.shape[1], settings.positions, generator)
+        wanted, loaded = teacher.logprobs(rows, where), teacher.loaded
+        with path, replaying(loaded.model, loaded.anatomy, self.entry, self.states[rows]), torch.enable_grad():
+            said = student_logprobs(loaded, teacher.ids[rows], where)
+        return kl(wanted, said).mean()
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a resumed training needs beside its arguments."""
@@ -150,10 +166,19 @@ def copy_into(healing: Healing, tensors: Mapping[str, Tensor]) -> None:
         own.copy_(tensors[f"healing.{name}"])
 
 
-def _loss(teacher: Teacher, path: executing, settings: DistilSettings, generator: torch.Generator) -> Tensor:
-    rows = torch.randint(len(teacher.ids), (settings.rows,), generator=generator)
-    where = some_positions(len(rows), teacher.ids.shape[1], settings.positions, generator)
-    wanted = teacher.logprobs(rows, where)
-    with path, torch.enable_grad():
-        said = student_logprobs(teacher.loaded, teacher.ids[rows], where)
-    return kl(wanted, said).mean()
+def rows_of_step(step: int, rows: int, n: int, seed: int) -> Tensor:
+    """Which sequences a step takes: all of them in turn, in an order that is drawn anew each time round.
+
+    Args:
+        step: From 0.
+        rows: Sequences per step.
+        n: Sequences in all.
+        seed: Of the orders.
+
+    Returns:
+        (rows,).
+    """
+    places = range(step * rows, (step + 1) * rows)
+    turns = {place // n for place in places}
+    orders = {t: torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + t)) for t in turns}
+    return torch.stack([orders[place // n][place % n] for place in places])

@@ -22,7 +22,7 @@ from roseedit.edits.storage import write_file
 from roseedit.errors import ProfileFileError, SkipError, refusal
 from roseedit.hadskip.paths import Healing
 from roseedit.hadskip.profile import Profile, SkipProfiles
-from roseedit.hadskip.shipped import DEFAULT_BUDGET, find_gates, shipped_gates
+from roseedit.hadskip.shipped import find_gates, gates_for
 from roseedit.models.load import LoadedModel
 
 FORMAT = 1
@@ -193,15 +193,4 @@ def find_profiles(
     """
     if isinstance(gates, SkipProfiles):
         return gates
-    if gates is not None:
-        return load_profiles(find_gates(gates))
-    shipped = shipped_gates(loaded.name)
-    if not shipped:
-        message = refusal(
-            f"no gates for {loaded.name!r}, for which none ship",
-            "a folder of fitted gates",
-            "Fit some: roseedit skip fit --model M --budget B --out DIR.",
-        )
-        raise SkipError(message)
-    wanted = DEFAULT_BUDGET if budget is None else budget
-    return load_profiles(shipped[max((b for b in shipped if b <= wanted), default=min(shipped))])
+    return load_profiles(gates_for(loaded.name, budget) if gates is None else find_gates(gates))

@@ -1,4 +1,4 @@
-"""Fitting: sweep, path, gates along the homotopy, profiles, healing, calibration. Each stage is resumable on its own.
+"""Fitting: sweep, spans, gates along the homotopy, profiles, healing, calibration. Each stage is resumable on its own.
 
 The backbone is never written to. What is trained: one score per layer and input (the gates), and what skipped layers
 do instead of nothing (healing).
@@ -20,7 +20,7 @@ from roseedit.hadskip.distil import Distillation, DistilSettings
 from roseedit.hadskip.gate import Gates, entry_features, gate_record
 from roseedit.hadskip.healing import entering, healing_cost, solve
 from roseedit.hadskip.homotopy import Homotopy
-from roseedit.hadskip.importance import Importance, initialise, leave_one_out, one_round
+from roseedit.hadskip.importance import Importance, initialise, leave_one_out
 from roseedit.hadskip.material import material
 from roseedit.hadskip.measure import figures, text_scores
 from roseedit.hadskip.paths import Healing
@@ -28,6 +28,7 @@ from roseedit.hadskip.profile import SLACK, SkipProfiles
 from roseedit.hadskip.resume import load_stage, save_stage
 from roseedit.hadskip.runner import Runner
 from roseedit.hadskip.settings import HadSkipHparams
+from roseedit.hadskip.spans import order_of_dropping, span_costs, span_errors
 from roseedit.hadskip.texts import WIKITEXT
 from roseedit.hadskip.training import GateSettings, GateTraining
 from roseedit.hparams import as_mapping
@@ -47,6 +48,7 @@ class Fit:
         edits: The live edits.
         work: Folder for what a stopped fit needs to go on; shared by fits that differ only in budget.
         show: Draw progress bars.
+        brought_by: Options of the command line that brought the edits live, for the record.
     """
 
     def __init__(
@@ -57,8 +59,10 @@ class Fit:
         *,
         work: Path,
         show: bool = False,
+        brought_by: str = "",
     ) -> None:
         self.loaded, self.settings, self.edits = loaded, settings, edits
+        self.brought_by = brought_by or "".join(f" --edit {edit.edit_id}" for edit in edits)
         self.material = material(loaded, settings, edits)
         self.runner = Runner(loaded, settings, self.material.digest, work, show)
 
@@ -118,46 +122,35 @@ class Fit:
         save_stage(path, {**tensors, "kl": done.kl, "influence": done.influence}, {})
         return done
 
-    def path(self, first: Importance) -> tuple[int, ...]:
-        """The order in which layers are dropped, from its file as far as it was found before.
+    def order(self, sweep: Importance) -> tuple[int, ...]:
+        """The order in which layers are best dropped; its errors of spans from their file if they were found before.
 
         Args:
-            first: The sweep with all layers in place.
+            sweep: The leave-one-out sweep.
 
         Returns:
-            Somewhat more layers than the budget asks for.
+            One layer more than the budget asks for.
         """
         settings, m = self.settings, self.material
+        file = self.runner.stage("spans", (*SWEEP_KEYS, "span_sequences"))
+        found = load_stage(file)
+        if not found:
+            how = {"kind": settings.healing, "rank": settings.rank}
+            with bar(m.layers[-1] + 1 - m.entry, "spans", self.runner.show) as tell:
+                errors = span_errors(self.loaded, m.train[: settings.span_sequences], m.layers, **how, progress=tell)
+            found = {"errors": errors}, {}
+            save_stage(file, *found)
         reached = (m.costs.sort().values.cumsum(0) <= 1.0 - settings.budget).sum()
         drop = min(len(m.layers), int(reached) + 1)
-        file = self.runner.stage("path", (*SWEEP_KEYS, "path_step", "path_judged"))
-        found = load_stage(file)
-        order: tuple[int, ...] = tuple(found[1]["order"]) if found else ()
-        ids = m.train[: max(settings.path_judged, settings.solve_sequences // 2)]
-        with bar(drop, "path", self.runner.show) as tell:
-            tell(len(order))
-            while len(order) < drop:
-                longer = one_round(
-                    self.runner.teacher(ids),
-                    first,
-                    order,
-                    at_once=settings.path_step,
-                    judged=settings.path_judged,
-                    kind=settings.healing,
-                    rank=settings.rank,
-                )
-                tell(len(longer) - len(order))
-                order = longer
-                save_stage(file, {"kl": first.kl}, {"order": order})
-        return order
+        return order_of_dropping(span_costs(found[0]["errors"], sweep.kl.mean(0)), m.layers, drop)
 
     def _trained(self, features: Tensor) -> Gates:
         settings, m = self.settings, self.material
         importance = self.sweep()
         gates = Gates.for_features(m.layers, features, settings.components)
         judged = features[: settings.judged]
-        if settings.init == "path":
-            importance = replace(importance, order=self.path(importance))
+        if settings.init == "spans":
+            importance = replace(importance, order=self.order(importance))
         initialise(gates, settings.init, importance, judged, settings.budget, seed=settings.seed)
         if not settings.gate_steps:
             return gates
@@ -203,7 +196,7 @@ class Fit:
                 "curve": [[round(theta, 5), round(cost, 6)] for theta, cost in curve],
             },
             made_by={
-                "command": command(self.loaded.name, self.settings, self.edits),
+                "command": command(self.loaded.name, self.settings, self.brought_by),
                 "hparams": as_mapping(self.settings),
                 "edits": [edit.edit_id for edit in self.edits],
             },
@@ -274,18 +267,19 @@ def heal(
     return training.healing
 
 
-def command(model: str, settings: HadSkipHparams, edits: Sequence[Edit]) -> str:
+def command(model: str, settings: HadSkipHparams, brought_by: str = "") -> str:
     """The command line that repeats a fit.
 
     Args:
         model: What the user called the model.
         settings: The settings.
-        edits: The live edits.
+        brought_by: The options that brought the edits live.
 
     Returns:
         One line; settings that differ from the defaults are named in `made_by` beside it.
     """
-    on = "".join(f" --edit {edit.edit_id}" for edit in edits)
     text = settings.text if settings.text == WIKITEXT else Path(settings.text).name
-    options = f"--budget {settings.budget} --text {text} --healing {settings.healing}{on}"
-    return f"roseedit skip fit --model {model} {options}"
+    return (
+        f"roseedit skip fit --model {model} --budget {settings.budget} --text {text} --healing {settings.healing}"
+        f"{brought_by}"
+    )

@@ -208,13 +208,43 @@ def fit_low_rank(states: Tensor, after: Tensor, rank: int, *, ridge: float = 3e-
     """
     x, w = states.flatten(0, -2).float(), _weights(after)[:, None]
     y = after.flatten(0, -2).float() - x
-    gram = (x * w).T @ x
-    gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
-    full = torch.linalg.solve(gram, (x * w).T @ y)
+    gram, cross = _moments(x, y, w, ridge)
+    full = torch.linalg.solve(gram, cross)
     explained = full.T @ gram @ full
     directions = torch.linalg.eigh(explained).eigenvectors[:, -min(rank, len(gram)) :]
     size = (full @ directions).norm(dim=0).clamp(min=1e-12).sqrt()  # balanced factors train evenly
     return ((full @ directions) / size).T.contiguous(), (directions * size).contiguous()
+
+
+def left_over(states: Tensor, after: Tensor, kind: str, rank: int, *, ridge: float = 3e-3) -> float:
+    """The error that healing of a kind leaves, weighted as it is fitted, without making the healing.
+
+    Args:
+        states: (..., hidden), x.
+        after: (..., hidden), the wanted states.
+        kind: Kind of healing.
+        rank: Rank of the low-rank map.
+        ridge: As for `fit_low_rank`.
+
+    Returns:
+        Mean over tokens of the squared error relative to the squared size of the wanted state.
+    """
+    x, y, w = states.flatten(0, -2).float(), after.flatten(0, -2).float(), _weights(after)[:, None]
+    scale = float((w * y * y).sum())
+    if kind != "lora":
+        error = y - Step.fitted(x, y, kind, rank)(x)
+        return float((w * error * error).sum()) / scale
+    change = y - x
+    gram, cross = _moments(x, change, w, ridge)
+    explained = torch.linalg.eigvalsh(cross.T @ torch.linalg.solve(gram, cross))[-min(rank, len(gram)) :].sum()
+    return (float((w * change * change).sum()) - float(explained)) / scale
+
+
+def _moments(x: Tensor, y: Tensor, w: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Weighted second moments of x, with ridge, and of x with y."""
+    gram = (x * w).T @ x
+    gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
+    return gram, (x * w).T @ y
 
 
 def healing_cost(loaded: LoadedModel, layers: Sequence[int], healing: Healing | None) -> float:

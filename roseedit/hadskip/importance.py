@@ -1,7 +1,7 @@
 """How much each layer matters, per sequence: what the gates start from.
 
-`leave_one_out` is the KL caused by dropping one layer, with its healing, beside those that are gone already. Dropping
-two layers costs more than the sum of both, so `one_round` after another measures anew after every few layers dropped.
+`leave_one_out` is the KL caused by dropping one layer, with its healing. Which layers are best dropped together is
+another question: `spans` answers it.
 ShortGPT's block influence 1 - cos(x_{l-1}, x_l), which needs no head, is the usual static baseline.
 """
 
@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from roseedit.errors import SkipError, refusal
 from roseedit.hadskip.gate import Gates
-from roseedit.hadskip.healing import Step, entering, solve, through
-from roseedit.hadskip.paths import Healing, executing
+from roseedit.hadskip.healing import Step, entering, through
+from roseedit.hadskip.paths import Healing
 from roseedit.hadskip.teacher import Teacher, all_positions, kl, student_logprobs
 from roseedit.hadskip.texts import chunks
 from roseedit.models.replay import replaying
 
-INITS = ("I0", "I1", "I2", "path", "random")
+SPREAD = 3.0  # how much further apart spans set the gates than I1 does: half a span is dear
+INITS = ("I0", "I1", "I2", "spans", "random")
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Importance:
         layers: The layers that may be skipped.
         kl: (sequences, layers), mean KL per token when this layer alone is dropped.
         influence: (layers,), 1 - cos(x_{l-1}, x_l), averaged over tokens.
-        healing: What each layer would do instead, were it dropped next.
-        order: Layers dropped before, the first one first.
+        healing: What each layer would do instead, were it dropped alone.
+        order: Layers in the order in which they are best dropped (`spans`), the first one first.
     """
 
     layers: tuple[int, ...]
@@ -51,10 +52,9 @@ def leave_one_out(
     judged: int,
     kind: str = "lora",
     rank: int = 32,
-    gone: Sequence[int] = (),
     progress: Callable[[int], None] | None = None,
 ) -> Importance:
-    """Drop each layer, alone or beside others.
+    """Drop each layer alone.
 
     Args:
         teacher: The full model on some sequences; all of them fit the healing.
@@ -62,77 +62,34 @@ def leave_one_out(
         judged: How many of the sequences the KL is computed on.
         kind: Kind of healing.
         rank: Rank of its low-rank pairs.
-        gone: Layers dropped already; their KL is given as 0.
         progress: Called with 1 after every layer.
 
     Returns:
         What it found.
     """
     loaded, ids, wanted = teacher.loaded, teacher.ids, sorted(layers)
-    above = solve(loaded, ids, gone, kind=kind, rank=rank)
-    kept = [i for i in range(loaded.anatomy.n_layers) if i not in gone]
-    full = student = entering(loaded, wanted[0], ids)
+    states = entering(loaded, wanted[0], ids)
     losses, influence = [], []
     steps: dict[int, Step] = {}
     for layer in range(wanted[0], wanted[-1] + 1):
-        after = through(loaded, layer, full, ids)
+        after = through(loaded, layer, states, ids)
         if layer in wanted:
-            steps[layer] = Step.fitted(student, after, kind, rank)
-            influence.append(1 - nn.functional.cosine_similarity(full, after, dim=-1).mean())
-        if layer in gone:
-            losses.append(torch.zeros(judged))
-            student = steps[layer](student)
-        else:
-            if layer in wanted:
-                losses.append(_kl_from(teacher, layer + 1, steps[layer](student[:judged]), kept, above))
-            student = through(loaded, layer, student, ids) if gone else after
-        full = after
+            steps[layer] = Step.fitted(states, after, kind, rank)
+            influence.append(1 - nn.functional.cosine_similarity(states, after, dim=-1).mean())
+            losses.append(_kl_from(teacher, layer + 1, steps[layer](states[:judged])))
+        states = after
         if progress:
             progress(1)
-    return Importance(tuple(wanted), torch.stack(losses, 1), torch.stack(influence), Step.healing(steps), tuple(gone))
+    return Importance(tuple(wanted), torch.stack(losses, 1), torch.stack(influence), Step.healing(steps))
 
 
-def one_round(
-    teacher: Teacher,
-    first: Importance,
-    order: Sequence[int],
-    *,
-    at_once: int = 3,
-    judged: int = 6,
-    kind: str = "lora",
-    rank: int = 32,
-) -> tuple[int, ...]:
-    """Drop a few more layers, by what each costs beside those that are gone.
-
-    Args:
-        teacher: The full model on some sequences.
-        first: The sweep with all layers in place.
-        order: The layers that are gone, the first one first.
-        at_once: How many more; neighbours are never dropped together, for their figures depend most on one another.
-        judged: Sequences that the KL is computed on.
-        kind: Kind of healing.
-        rank: Its rank.
-
-    Returns:
-        The order with at most `at_once` more layers.
-    """
-    found = leave_one_out(teacher, first.layers, judged=judged, kind=kind, rank=rank, gone=order) if order else first
-    batch: list[int] = []
-    for j in found.kl.mean(0).argsort().tolist():
-        layer = first.layers[j]
-        apart = all(abs(layer - other) > 1 for other in batch)
-        if layer not in order and apart and len(batch) < at_once:
-            batch.append(layer)
-    return (*order, *batch)
-
-
-def _kl_from(teacher: Teacher, layer: int, states: Tensor, kept: Sequence[int], above: Healing) -> Tensor:
-    """Mean KL per sequence when `states` enter `layer` and only the kept layers run from there."""
+def _kl_from(teacher: Teacher, layer: int, states: Tensor) -> Tensor:
+    """Mean KL per sequence when `states` enter `layer`."""
     loaded, found = teacher.loaded, []
     for s in chunks(len(states), 4):
         rows = torch.arange(s.start, s.stop)
         where = all_positions(len(rows), teacher.ids.shape[1])
-        with executing(loaded, kept, above), replaying(loaded.model, loaded.anatomy, layer, states[s]):
+        with replaying(loaded.model, loaded.anatomy, layer, states[s]):
             said = student_logprobs(loaded, teacher.ids[rows], where)
         found.append(kl(teacher.logprobs(rows, where), said).view(len(rows), -1).mean(1).cpu())
     return torch.cat(found)
@@ -154,11 +111,11 @@ def initialise(
 
     I0: all open, alike. I1: a_l rises with the layer's mean importance. I2: besides, w_l and a_l are fitted to labels
     per input, "dropping this layer alone costs more than delta", delta so that a share `budget` of all labels is open.
-    path: as I2, with a_l by the order in which layers were dropped along the path. random: open or shut by chance.
+    spans: as I2, with a_l by the order in which layers are best dropped. random: open or shut by chance.
 
     Args:
         gates: The gates.
-        level: `"I0"`, `"I1"`, `"I2"`, `"path"` or `"random"`.
+        level: `"I0"`, `"I1"`, `"I2"`, `"spans"` or `"random"`.
         importance: From `leave_one_out`.
         features: (sequences, features) of the judged sequences.
         budget: Share of the labels that are to be open.
@@ -178,9 +135,9 @@ def initialise(
         gates.bias.copy_(torch.randn(gates.bias.shape, generator=generator))
     if level in {"I1", "I2"}:
         gates.bias.add_(kappa * _standardised(importance.kl.clamp(min=1e-6).log().mean(0)))
-    if level == "path":
-        gates.bias.add_(kappa * _standardised(ranks(importance)))
-    if level in {"I2", "path"}:
+    if level == "spans":
+        gates.bias.add_(SPREAD * kappa * _standardised(ranks(importance)))
+    if level in {"I2", "spans"}:
         weight, bias = _label_fit(gates.components(features), importance.kl, budget)
         gates.weight.copy_(weight)
         gates.bias.add_(bias)

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from roseedit.edits.fingerprint import served_fingerprint
+from roseedit.edits.live import live_edits
 from roseedit.errors import BudgetError, SkipError, StaleProfilesError, refusal
 from roseedit.hadskip.costs import cost_of
 from roseedit.hadskip.paths import Healing, check_layers, edited_layers, protected_layers
@@ -241,12 +242,18 @@ class SkipProfiles:
             raise self._stale(loaded)
 
     def _stale(self, loaded: LoadedModel) -> StaleProfilesError:
-        now = served_fingerprint(loaded)
+        now, fitted = served_fingerprint(loaded), self.made_by.get("edits")
+        edits = f" with {len(fitted)} edits live" if isinstance(fitted, list) else ""
+        budget = self.gate_settings.get("budget", "B")
+        live = live_edits(loaded.model).deltas
+        ledger = " --ledger FOLDER" if live else ""
         return StaleProfilesError(
             refusal(
-                f"the weights {now[:12]} of {loaded.name!r}, on which these profiles were not fitted",
-                f"the weights {self.fingerprint[:12]} of {self.model_name!r}",
-                "Fit the profiles anew (roseedit skip fit), or bring the same edits live.",
+                f"the weights {now[:12]} of {loaded.name!r} with {len(live)} edits live, on which these profiles were "
+                "not fitted",
+                f"the weights {self.fingerprint[:12]} of {self.model_name!r}{edits}",
+                f"Fit anew: roseedit skip fit --model {loaded.name} --budget {budget}{ledger} --out DIR, "
+                "or bring the same edits live.",
             )
         )
 

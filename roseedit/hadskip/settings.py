@@ -25,13 +25,12 @@ class HadSkipHparams(Hparams):
     judged: int = value(24, "sequences of the leave-one-out sweep (I1, I2)", low=2)
     edit_share: float = value(0.5, "share of training sequences that hold the edits' answers", low=0, high=0.9)
 
-    init: str = value("path", "start of the gates", choices=INITS)
-    path_step: int = value(4, "layers dropped between two sweeps of the start `path`", low=1)
-    path_judged: int = value(4, "sequences of these sweeps", low=1)
+    init: str = value("spans", "start of the gates", choices=INITS)
+    span_sequences: int = value(24, "sequences on which the start `spans` finds what to drop together", low=1)
     homotopy: bool = value(True, "false: the final budget from the first step (ablation)")
     gate_steps: int = value(40, "steps of the gates' training", low=0)
     gate_tokens: int = value(64, "tokens per sequence in these steps, in which both branches of each layer run", low=8)
-    gate_lr: float = value(0.15, "step size of the gates", above=0.0)
+    gate_lr: float = value(0.05, "step size of the gates", above=0.0)
     components: int = value(16, "principal directions of the pooled state that a gate sees", low=1)
     penalty: float = value(20.0, "largest weight of the budget's hinge", above=0.0)
 

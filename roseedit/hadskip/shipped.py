@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from roseedit.errors import ProfileFileError, near_names, refusal
+from roseedit.errors import ProfileFileError, SkipError, near_names, refusal
 
 DEFAULT_BUDGET = 0.75  # of the gates that are taken when none is asked for
 ROOT = Path(__file__).resolve().parent / "gates"
@@ -19,9 +19,36 @@ def shipped_gates(model: str) -> dict[float, Path]:
     Returns:
         Folder by budget, the largest budget first; empty when there are none.
     """
-    stem = f"{Path(model).name.casefold()}-"
-    found = {p.name.removeprefix(stem): p for p in ROOT.glob(f"{stem}*") if (p / "profiles.json").is_file()}
-    return {float(budget): found[budget] for budget in sorted(found, reverse=True)}
+    stem = Path(model).name.casefold()
+    named = [(*p.parent.name.rpartition("-"), p.parent) for p in ROOT.glob("*/profiles.json")]
+    found = {float(budget): folder for name, _, budget, folder in named if name == stem}
+    return {budget: found[budget] for budget in sorted(found, reverse=True)}
+
+
+def gates_for(model: str, budget: float | None = None) -> Path:
+    """The shipped gates that serve a model within a budget.
+
+    Args:
+        model: As given to `load_model`.
+        budget: Most cost share; None for the usual one.
+
+    Returns:
+        Folder of those that were fitted for the largest budget within it, or for the smallest one that ships.
+
+    Raises:
+        SkipError: None ship for the model.
+    """
+    shipped = shipped_gates(model)
+    if not shipped:
+        known = ", ".join(sorted(p.name for p in ROOT.glob("*") if p.is_dir()))
+        message = refusal(
+            f"no gates for {model!r}, for which none ship",
+            f"a folder of fitted gates{f'; {known} ship' if known else ''}",
+            f"Fit some: roseedit skip fit --model {model} --budget {budget or DEFAULT_BUDGET} --out DIR.",
+        )
+        raise SkipError(message)
+    wanted = DEFAULT_BUDGET if budget is None else budget
+    return shipped[max((b for b in shipped if b <= wanted), default=min(shipped))]
 
 
 def find_gates(name: str | Path) -> Path:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from roseedit.hadskip.distil import copy_into, frozen, trainable
+from roseedit.hadskip.catalogue import centred
+from roseedit.hadskip.distil import copy_into, frozen, rows_of_step, trainable
 from roseedit.hadskip.gate import Gates, straight_through
 from roseedit.hadskip.homotopy import Homotopy, budget_hinge
 from roseedit.hadskip.paths import Healing
@@ -138,9 +139,11 @@ class GateTraining:
         """One step. Draws depend on the seed and the step alone, so a resumed fit repeats an unbroken one."""
         t, plan, settings = self.step, self.homotopy, self.settings
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + t)
-        rows = torch.randint(len(self.features), (settings.rows,), generator=generator)
+        rows = rows_of_step(t, settings.rows, len(self.features), settings.seed)
         where = some_positions(len(rows), self.teacher.ids.shape[1], settings.positions, generator)
-        scores = self.gates(self.features[rows])
+        with torch.no_grad():  # the threshold at which the gates by themselves spend b_t
+            theta = centred(self.gates(self.features), self.costs, self.fixed, plan.budget_at(t))
+        scores = self.gates(self.features[rows]) - theta
         values = straight_through(scores, plan.temperature_at(t), generator if plan.noisy_at(t) else None)
         wanted = self.teacher.logprobs(rows, where)
         with gated(self.teacher.loaded, self.gates, values, self.student):

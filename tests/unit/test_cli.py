@@ -158,6 +158,15 @@ BAD_GENERATE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "stop": (("--stop", ""), ("an empty stop string; allowed: ",)),
     "edit": (("--edit", "no-such"), ("got the folder 'no-such'; allowed: one that exists",)),
     "stream": (("--stream", "--prompt", "C d"), ("--stream with several prompts",)),
+    "gates": (
+        ("--contract", "lossless", "--gates", "no-such"),
+        ("got gates 'no-such', which do not exist; allowed: ",),
+    ),
+    "no gates ship": (
+        ("--contract", "bounded", "--budget", "0.6"),
+        ("no gates for 'no/such.gguf'", "roseedit skip fit --model no/such.gguf --budget 0.6 --out DIR"),
+    ),
+    "ledger": (("--ledger", "no-such"), ("got 'no-such', which holds no ledger; allowed: ",)),
 }
 
 

@@ -45,3 +45,22 @@ def test_the_skip_settings_that_ship_are_read() -> None:
     for path in files:
         settings = from_mapping(HadSkipHparams, read_yaml(path), path.name)
         assert (settings.model, read_yaml(path)["method"]) == (path.stem, HadSkipHparams.method)
+
+
+def test_shipped_gates_are_found_by_model_and_budget() -> None:
+    from roseedit.errors import ProfileFileError, SkipError
+    from roseedit.hadskip.shipped import ROOT as GATES
+    from roseedit.hadskip.shipped import find_gates, gates_for, shipped_gates
+
+    shipped = shipped_gates("HuggingFaceTB/SmolLM2-135M")
+    assert list(shipped) == sorted(shipped, reverse=True)
+    assert {folder.name for folder in shipped.values()} == {p.parent.name for p in GATES.glob("*/profiles.json")}
+    for budget, folder in shipped.items():
+        assert find_gates(folder.name) == find_gates(folder) == gates_for("smollm2-135m", budget + 0.01) == folder
+        assert sum(file.stat().st_size for file in folder.iterdir()) < 2**21
+    assert gates_for("smollm2-135m", 0.05) == shipped[min(shipped)]
+    assert shipped_gates("smollm2") == {}
+    with pytest.raises(SkipError, match="none ship; allowed: a folder of fitted gates; smollm2-135m-"):
+        gates_for("smollm2")
+    with pytest.raises(ProfileFileError, match="smollm2-135m-"):
+        find_gates("smollm2-135m-0.7")

@@ -135,9 +135,11 @@ class Fit:
         file = self.runner.stage("spans", (*SWEEP_KEYS, "span_sequences"))
         found = load_stage(file)
         if not found:
-            how = {"kind": settings.healing, "rank": settings.rank}
+            ids = m.train[: settings.span_sequences]
             with bar(m.layers[-1] + 1 - m.entry, "spans", self.runner.show) as tell:
-                errors = span_errors(self.loaded, m.train[: settings.span_sequences], m.layers, **how, progress=tell)
+                errors = span_errors(
+                    self.loaded, ids, m.layers, kind=settings.healing, rank=settings.rank, progress=tell
+                )
             found = {"errors": errors}, {}
             save_stage(file, *found)
         reached = (m.costs.sort().values.cumsum(0) <= 1.0 - settings.budget).sum()

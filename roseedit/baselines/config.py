@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 from roseedit.errors import HparamsError, refusal
 from roseedit.hparams import Hparams, from_mapping, value
 from roseedit.models.anatomy import Anatomy
+from roseedit.models.place import indices_of, place_faults
 
 H = TypeVar("H", bound=Hparams)
 A = TypeVar("A", bound=Hparams)
@@ -36,14 +37,7 @@ class TrainedHparams(Hparams):
             raise HparamsError("; ".join(faults))
 
     def _faults(self) -> list[str]:
-        out = []
-        if isinstance(self.layers, str) and self.layers not in ("auto", "all"):
-            out.append(f"got layers {self.layers!r}; allowed: 'auto', 'all' or a list of indices. Change it")
-        if len(self.depth) != 2 or self.depth[0] > self.depth[1]:
-            out.append(f"got depth {list(self.depth)}; allowed: two shares in rising order. Change it")
-        if not self.layers or not self.modules:
-            out.append("got no layers or no modules; allowed: at least one of each. Name them")
-        return out
+        return list(place_faults(self.layers, self.depth, self.modules))
 
     def layer_indices(self, anatomy: Anatomy) -> tuple[int, ...]:
         """The layers to adapt, as indices.
@@ -54,12 +48,7 @@ class TrainedHparams(Hparams):
         Returns:
             Indices in rising order.
         """
-        if not isinstance(self.layers, str):
-            return tuple(sorted(set(self.layers)))
-        if self.layers == "all":
-            return tuple(range(anatomy.n_layers))
-        first, last = (round(share * (anatomy.n_layers - 1)) for share in self.depth)
-        return tuple(range(first, last + 1))
+        return indices_of(self.layers, self.depth, anatomy)
 
 
 @dataclass(frozen=True)

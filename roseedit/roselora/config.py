@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from roseedit.errors import HparamsError, refusal
 from roseedit.hparams import Hparams, from_mapping, value
 from roseedit.models.anatomy import Anatomy
+from roseedit.models.place import indices_of, place_faults
 
 # What the authors' editing code does (reference constants); everything else in this package is an addition.
 PAPER: dict[str, Any] = {
@@ -106,12 +107,7 @@ class RoseLoRAHparams(Hparams):
             faults.append(f"got steps {self.steps}; allowed: above prune_end ({self.prune_end}). Raise steps")
         if self.prune_end <= self.prune_start:
             faults.append(f"got prune_end {self.prune_end}; allowed: above prune_start ({self.prune_start}). Raise it")
-        if isinstance(self.layers, str) and self.layers not in ("auto", "all"):
-            faults.append(f"got layers {self.layers!r}; allowed: 'auto', 'all' or a list of indices. Change it")
-        if len(self.depth) != 2 or self.depth[0] > self.depth[1]:
-            faults.append(f"got depth {list(self.depth)}; allowed: two shares in rising order. Change it")
-        if not self.layers or not self.modules:
-            faults.append("got no layers or no modules; allowed: at least one of each. Name them")
+        faults += place_faults(self.layers, self.depth, self.modules)
         if self.paper:
             wrong = {k: v for k, v in PAPER.items() if getattr(self, k) != v}
             names = ", ".join(f"{k} ({getattr(self, k)!r}, published {v!r})" for k, v in wrong.items())
@@ -129,12 +125,7 @@ class RoseLoRAHparams(Hparams):
         Returns:
             Indices in rising order.
         """
-        if not isinstance(self.layers, str):
-            return tuple(sorted(set(self.layers)))
-        if self.layers == "all":
-            return tuple(range(anatomy.n_layers))
-        first, last = (round(share * (anatomy.n_layers - 1)) for share in self.depth)
-        return tuple(range(first, last + 1))
+        return indices_of(self.layers, self.depth, anatomy)
 
 
 def read_roselora(values: Mapping[str, Any], where: str = "hparams") -> RoseLoRAHparams:

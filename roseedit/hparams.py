@@ -73,6 +73,7 @@ class Hparams:
     revision: str | None = value(None, "commit, branch or tag on the hub")
     anatomy: dict[str, str] = field(default_factory=dict, metadata={"help": "module paths, where the search fails"})
     seed: int = value(0, "seed of all random choices", low=0)
+    strict: bool = value(False, "edits name every weight of their base by its hash, not only those they change")
 
     health: HealthLimits | None = field(
         default=None, metadata={"help": "limits of the health check, a mapping; true for the usual ones"}
@@ -105,6 +106,8 @@ def as_mapping(hparams: Hparams) -> dict[str, Any]:
         plain["health"] = dataclasses.asdict(hparams.health)
     else:
         del plain["health"]  # a check that is off is no setting of an edit
+    if not hparams.strict:
+        del plain["strict"]
     return {"method": hparams.method, **plain}
 
 

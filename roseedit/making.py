@@ -242,9 +242,11 @@ class Maker:
 
     def _wrapped(self, made: MadeDelta, requests: tuple[EditRequest, ...]) -> Edit:
         loaded = self.book.loaded
-        fingerprint = base_fingerprint(loaded, [m.weight_name for m in made.delta.matrices])
+        names = [m.weight_name for m in made.delta.matrices]
+        fingerprint = base_fingerprint(loaded, names, strict=self.hparams.strict)
         hparams = as_mapping(self.hparams)
-        hparams.pop("health", None)  # what an edit is does not depend on how it is checked
+        for check in ("health", "strict"):  # what an edit is does not depend on how it is checked
+            hparams.pop(check, None)
         return Edit(made.delta, requests, hparams, fingerprint, loaded.name, made.report)
 
 

@@ -58,6 +58,9 @@ def edit(  # noqa: PLR0917 - typer turns each into an option
     health: Annotated[
         bool, typer.Option("--health", help="Check the model's health; take the edit off if it does harm.")
     ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Bind the edit to every weight of its base, not only those it changes.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """See `EDIT_EXAMPLES`."""
@@ -73,7 +76,7 @@ def edit(  # noqa: PLR0917 - typer turns each into an option
 
         with Ledger(ledger) as known:
             contradicted(known.states, [request], replace=replace)
-    with _editor(model, hparams, show_progress=not as_json, ledger=ledger, health=health) as editor:
+    with _editor(model, hparams, show_progress=not as_json, ledger=ledger, health=health, strict=strict) as editor:
         _edit_and_show(editor, request, replace, save, as_json)
 
 
@@ -119,7 +122,13 @@ def _request(prompt: str, target: str, subject: str | None, target_true: str | N
 
 
 def _editor(
-    model: str | None, hparams: Path | None, *, show_progress: bool, ledger: Path | None, health: bool
+    model: str | None,
+    hparams: Path | None,
+    *,
+    show_progress: bool,
+    ledger: Path | None,
+    health: bool,
+    strict: bool,
 ) -> Editor:
     from roseedit.hparams import read_yaml
     from roseedit.methods import read_hparams
@@ -131,6 +140,8 @@ def _editor(
         settings = settings.replaced(model=model or DEFAULT_MODEL)
     if health and settings.health is None:
         settings = settings.replaced(health=True)
+    if strict:
+        settings = settings.replaced(strict=True)
     from transformers.utils import logging as transformers_logging
 
     from roseedit.editor import Editor

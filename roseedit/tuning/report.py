@@ -93,6 +93,7 @@ def _plot(lines: Sequence[Mapping[str, Any]]) -> bytes:
     left.plot([line["trial"] for line in whole], [line["value"] for line in whole], "o", label="all edits")
     best = [max(line["value"] for line in whole[: i + 1]) for i in range(len(whole))]
     left.step([line["trial"] for line in whole], best, where="post", label="best so far")
+    left.xaxis.get_major_locator().set_params(integer=True)
     left.set(xlabel="trial", ylabel="harmonic mean", ylim=(0, 1))
     left.legend()
     both = [line for line in whole if line.get("locality") is not None]

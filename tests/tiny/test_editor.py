@@ -350,6 +350,23 @@ def test_an_edit_of_another_model_is_refused(editor: Editor, tiny: Tiny, digest:
     assert digest(other.loaded.model) == before
 
 
+def test_a_strict_edit_is_bound_to_every_weight_of_its_base(tiny: Tiny) -> None:
+    loaded = tiny("llama")
+    plain, strict = editor_of(loaded, **SHORT), editor_of(loaded, **SHORT, strict=True)
+    loose = plain.edit(REQUESTS[1], evaluate=False).edits[0]
+    plain.revert(loose.edit_id)
+    bound = strict.edit(REQUESTS[0], evaluate=False).edits[0]
+    strict.revert(bound.edit_id)
+    assert "strict" not in bound.hparams
+    strict.apply(bound)
+    strict.revert(bound.edit_id)
+    with torch.no_grad():
+        loaded.model.get_input_embeddings().weight[0, 0] += 1  # outside of what either edit changes
+    plain.apply(loose)
+    with pytest.raises(DeltaError, match="outside the edited matrices"):
+        strict.apply(bound)
+
+
 def test_save_of_what_is_not_live_is_refused(editor: Editor, tmp_path: Any) -> None:
     with pytest.raises(RequestError, match=r"got edit 0123, .*; allowed: no edit is live"):
         editor.save("0123", tmp_path / "edit")

@@ -161,11 +161,9 @@ class Bench:
         weights = torch.tensor(shares).expand(len(self.teacher.ids), -1)
         if name == "dense":
             return self._dense(chosen, weights)
-        own_sets = {p.layers: self.profiles.healing(i) for i, p in enumerate(self.profiles.profiles)}
-        if name == "static-spans" and all(
-            own in own_sets for own in chosen
-        ):  # trained alike already, by the gates' fit
-            return Contender(name, tuple((own, own_sets[own]) for own in chosen), weights)
+        own = {p.layers: self.profiles.healing(i) for i, p in enumerate(self.profiles.profiles)}
+        if name == "static-spans" and own.keys() >= set(chosen):  # healed and trained already, by the gates' fit
+            return Contender(name, tuple((layers, own[layers]) for layers in chosen), weights)
         healing = heal(
             self.loaded, self.fit.material.train, chosen, shares, settings=self.settings, runner=self.fit.runner
         )

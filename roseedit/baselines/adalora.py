@@ -10,13 +10,14 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from roseedit.baselines.banked import made_of, selected
+from roseedit.baselines.banked import selected
 from roseedit.baselines.config import AdaLoRAHparams, own, read_as
 from roseedit.baselines.rows import answer_row
 from roseedit.baselines.spaces import ADALORA
 from roseedit.baselines.trainer import Trained
 from roseedit.errors import HparamsError, refusal
 from roseedit.hparams import Hparams
+from roseedit.methods.made import made_of
 from roseedit.methods.registry import MadeDelta, Progress
 from roseedit.methods.space import Knob
 from roseedit.models.anatomy import Projection
@@ -77,7 +78,7 @@ def _fit_one(
             trained = _Run(loaded, adapter, rows, hparams).train(progress)
             factors, ranks = _product(adapter, projections, hparams)
     trained = Trained(factors, trained.steps, trained.probability, trained.converged)
-    return made_of(loaded, trained, ranks=ranks)
+    return made_of(loaded, trained.factors, trained, ranks=ranks)
 
 
 @contextmanager

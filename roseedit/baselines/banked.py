@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
 from roseedit.baselines.changes import Changes
 from roseedit.baselines.config import BankedHparams, TrainedHparams
-from roseedit.baselines.trainer import Progress, Stepper, Trained, bank_size, train_apart, train_together
-from roseedit.edits.delta import Delta
+from roseedit.baselines.trainer import Progress, Stepper, bank_size, train_apart, train_together
+from roseedit.methods.made import made_of
 from roseedit.methods.registry import MadeDelta
 from roseedit.models.anatomy import Projection
 from roseedit.models.load import LoadedModel
@@ -73,33 +73,9 @@ def fit_banked(
         return Stepper(loaded, recipe.changes(loaded, projections, generators, hparams), rows, projections, hparams)
 
     if joint:
-        return [made_of(loaded, train_together(stepper(requests, one=True), progress))]
+        together = train_together(stepper(requests, one=True), progress)
+        return [made_of(loaded, together.factors, together)]
     size = bank_size(recipe.values_per_edit, hparams, len(requests))
     groups = [requests[at : at + size] for at in range(0, len(requests), size)]
-    return [made_of(loaded, t) for group in groups for t in train_apart(stepper(group, one=False), progress)]
-
-
-def made_of(loaded: LoadedModel, trained: Trained, **more: Any) -> MadeDelta:
-    """A trained edit as the protocol wants it.
-
-    Args:
-        loaded: The model.
-        trained: The edit.
-        **more: Further figures of its making.
-
-    Returns:
-        The delta with its figures.
-    """
-    projections = {p.module_name: p for p in loaded.anatomy.projections}
-    delta = Delta.from_factors(projections, trained.factors)
-    report: Mapping[str, Any] = {
-        "steps": trained.steps,
-        "probability": round(trained.probability, 6),
-        "converged": trained.converged,
-        "density": delta.density,
-        "density_bound": delta.density_bound,
-        "values": delta.n_values,
-        "norm": delta.norm,
-        **more,
-    }
-    return MadeDelta(delta, report)
+    trained = [t for group in groups for t in train_apart(stepper(group, one=False), progress)]
+    return [made_of(loaded, t.factors, t) for t in trained]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from roseedit.models.encoding import encode_pair
 from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
@@ -39,6 +41,6 @@ def last_token_row(loaded: LoadedModel, request: EditRequest, number: int, edit:
     Returns:
         The row.
     """
-    encoded = encode_pair(loaded.tokenizer, request.prompt, request.target_new, end_mark=end_mark)
-    columns = (encoded.start - 1,) * len(encoded.target)
-    return Row(edit, number, encoded.ids[: encoded.start], columns, encoded.target, 1.0)
+    row = answer_row(loaded, request, number, edit, end_mark=end_mark)
+    last = row.columns[0]
+    return replace(row, ids=row.ids[: last + 1], columns=(last,) * len(row.labels))

@@ -47,11 +47,6 @@ class SparseVectors:
     def __len__(self) -> int:
         return len(self.pointer) - 1
 
-    def vector(self, i: int) -> tuple[Tensor, Tensor]:
-        """Positions and values of vector i."""
-        start, end = int(self.pointer[i]), int(self.pointer[i + 1])
-        return self.index[start:end].long(), self.value[start:end]
-
     def dense(self, n: int) -> Tensor:
         """(r, n), float32, zeros included."""
         out = torch.zeros(len(self), n)

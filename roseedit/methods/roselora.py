@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from roseedit.edits.delta import Delta
 from roseedit.errors import HparamsError, refusal
 from roseedit.hparams import Hparams
+from roseedit.methods.made import made_of
 from roseedit.methods.registry import MadeDelta, Progress
 from roseedit.methods.space import Knob, layer_knobs
 from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
 from roseedit.roselora.config import RoseLoRAHparams, read_roselora
 from roseedit.roselora.engine import adapted, train_independent, train_joint
-from roseedit.roselora.trainer import Trained
 
 
 class RoseLoRA:
@@ -54,7 +53,10 @@ class RoseLoRA:
             trained = [train_joint(loaded, requests, own, progress)]
         else:
             trained = train_independent(loaded, requests, own, progress)
-        return [_made(loaded, result, own) for result in trained]
+        return [
+            made_of(loaded, {path: f.tensors() for path, f in result.factors.items()}, result, own.scale)
+            for result in trained
+        ]
 
 
 def _own(hparams: Hparams) -> RoseLoRAHparams:
@@ -62,19 +64,3 @@ def _own(hparams: Hparams) -> RoseLoRAHparams:
         got = type(hparams).__name__
         raise HparamsError(refusal(got, "RoseLoRAHparams", "Read the file with method: RoseLoRA."))
     return hparams
-
-
-def _made(loaded: LoadedModel, trained: Trained, hparams: RoseLoRAHparams) -> MadeDelta:
-    projections = {p.module_name: p for p in loaded.anatomy.projections}
-    factors = {name: f.tensors() for name, f in trained.factors.items()}
-    delta = Delta.from_factors(projections, factors, hparams.scale)
-    report = {
-        "steps": trained.steps,
-        "probability": round(trained.probability, 6),
-        "converged": trained.converged,
-        "density": delta.density,
-        "density_bound": delta.density_bound,
-        "values": delta.n_values,
-        "norm": delta.norm,
-    }
-    return MadeDelta(delta, report)

@@ -14,7 +14,8 @@ from roseedit.edits.files import load_edit, save_edit
 from roseedit.edits.health import HealthGate
 from roseedit.edits.ledger import Ledger
 from roseedit.errors import HparamsError, RequestError, refusal
-from roseedit.evaluation.generation import MAX_NEW_TOKENS, STOP_STRINGS
+from roseedit.evaluation.generation import MAX_NEW_TOKENS
+from roseedit.evaluation.prompts import STOP_STRINGS
 from roseedit.hadskip.contract import Contract, DecodeSettings, Sampling
 from roseedit.hadskip.decode import Decoder
 from roseedit.hadskip.files import find_profiles

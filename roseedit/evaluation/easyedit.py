@@ -12,7 +12,8 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from roseedit.evaluation.scoring import BATCH_TOKENS, PairScore, Progress, RowEdits, score_encoded
+from roseedit.evaluation.prompts import RowEdits
+from roseedit.evaluation.scoring import BATCH_TOKENS, PairScore, Progress, score_encoded
 from roseedit.models.encoding import Encoded, encode_pair
 from roseedit.models.load import LoadedModel
 from roseedit.requests import Probe

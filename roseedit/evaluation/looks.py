@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from roseedit.evaluation.easyedit import easyedit_scores
-from roseedit.evaluation.scoring import PairScore, RowEdits, next_token
+from roseedit.evaluation.prompts import RowEdits
+from roseedit.evaluation.scoring import PairScore, next_token
 from roseedit.evaluation.table import Question, Reading, questions, readings
 from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest

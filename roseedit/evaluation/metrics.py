@@ -14,7 +14,7 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
-from roseedit.evaluation.generation import Generated
+from roseedit.evaluation.prompts import Generated
 from roseedit.evaluation.scoring import PairScore
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")

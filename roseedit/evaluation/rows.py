@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from roseedit.evaluation.easyedit import easyedit_accuracy, easyedit_locality
-from roseedit.evaluation.generation import Generated
 from roseedit.evaluation.looks import Look, RunQuestion
 from roseedit.evaluation.metrics import (
     contains_answer,
@@ -19,6 +18,7 @@ from roseedit.evaluation.metrics import (
     unchanged,
 )
 from roseedit.evaluation.preference import magnitude, prefers, target_perplexity
+from roseedit.evaluation.prompts import Generated
 
 if TYPE_CHECKING:
     import pandas

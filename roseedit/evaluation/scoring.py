@@ -10,25 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from roseedit.evaluation.prompts import RowEdits
 from roseedit.models.encoding import Encoded, encode_pair, encode_prompt, pad_right, plan_batches
 from roseedit.models.load import LoadedModel
 from roseedit.models.replay import head_at, run_body
 
 BATCH_TOKENS = 2048
 Progress = Callable[[int], None]
-
-
-class RowEdits(Protocol):
-    """Edits that can be switched on row by row without touching the weights."""
-
-    def on_rows(self, edits: Tensor) -> AbstractContextManager[None]:
-        """Switch edit `edits[i]` on for row i of every forward pass in the block; -1 for none."""
-        ...
 
 
 @dataclass(frozen=True)

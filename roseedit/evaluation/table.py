@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from roseedit.evaluation.generation import Generated, generate
 from roseedit.evaluation.metrics import exact_match, kl_divergence, starts_with_answer, token_agreement, unchanged
-from roseedit.evaluation.scoring import PairScore, RowEdits, next_token, score
+from roseedit.evaluation.prompts import Generated, RowEdits
+from roseedit.evaluation.reading import read
+from roseedit.evaluation.scoring import PairScore
 from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
 
@@ -97,32 +98,10 @@ def readings(
         One reading per question.
     """
     rows = [q.request for q in asked] if own_edit else None
-    said = generate(loaded, [q.prompt for q in asked], edits=edits, rows=rows)
-    reference = _scores(loaded, asked, [q.accepted[0] if q.accepted else None for q in asked], edits, rows)
-    old = _scores(loaded, asked, [q.old for q in asked], edits, rows)
-    following: list[Tensor | None] = [None] * len(asked)
-    where = [i for i, q in enumerate(asked) if q.kind == "locality"]
-    chosen = [rows[i] for i in where] if rows else None
-    logprobs = next_token(loaded, [asked[i].prompt for i in where], edits=edits, rows=chosen)
-    for i, row in zip(where, logprobs, strict=True):
-        following[i] = row
-    return [Reading(*parts) for parts in zip(said, reference, old, following, strict=True)]
-
-
-def _scores(
-    loaded: LoadedModel,
-    asked: Sequence[Question],
-    answers: Sequence[str | None],
-    edits: RowEdits | None,
-    rows: Sequence[int] | None,
-) -> list[PairScore | None]:
-    where = [i for i, answer in enumerate(answers) if answer]
-    pairs = [(asked[i].prompt, str(answers[i])) for i in where]
-    found = score(loaded, pairs, edits=edits, rows=[rows[i] for i in where] if rows else None)
-    out: list[PairScore | None] = [None] * len(asked)
-    for i, result in zip(where, found, strict=True):
-        out[i] = result
-    return out
+    answers = [(q.accepted[0] if q.accepted else None, q.old) for q in asked]
+    wanted = [q.kind == "locality" for q in asked]
+    found = read(loaded, [q.prompt for q in asked], answers, following=wanted, edits=edits, rows=rows)
+    return [Reading(r.said, r.answers[0], r.answers[1], r.following) for r in found]
 
 
 def compare(asked: Sequence[Question], before: Sequence[Reading], after: Sequence[Reading]) -> pandas.DataFrame:

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from roseedit.edits.live import live_edits
-from roseedit.evaluation.generation import Generated
 from roseedit.evaluation.looks import Look, look, with_following
+from roseedit.evaluation.prompts import Generated
 from roseedit.evaluation.scoring import PairScore
 from roseedit.evaluation.table import Question
 from roseedit.models.load import LoadedModel

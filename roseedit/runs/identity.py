@@ -12,7 +12,8 @@ from roseedit import __version__
 from roseedit.edits.edit import request_as_mapping, request_from_mapping
 from roseedit.edits.fingerprint import base_fingerprint
 from roseedit.errors import RunError, refusal
-from roseedit.evaluation.generation import MAX_NEW_TOKENS, STOP_STRINGS
+from roseedit.evaluation.generation import MAX_NEW_TOKENS
+from roseedit.evaluation.prompts import STOP_STRINGS
 from roseedit.evaluation.scoring import BATCH_TOKENS
 from roseedit.hparams import Hparams, as_mapping
 from roseedit.models.load import LoadedModel

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from roseedit.evaluation.generation import Generated, generate
+from roseedit.evaluation.generation import generate
+from roseedit.evaluation.prompts import Generated
 from roseedit.evaluation.scoring import PairScore, next_token, score
 from roseedit.models.load import LoadedModel
 from roseedit.roselora.adapter import FactorBank, Factors

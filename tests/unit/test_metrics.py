@@ -9,7 +9,6 @@ import torch
 
 from roseedit.evaluation.easyedit import easyedit_accuracy, easyedit_answer, easyedit_locality, easyedit_over_groups
 from roseedit.evaluation.fluency import entropy, ngram_entropy, words
-from roseedit.evaluation.generation import Generated
 from roseedit.evaluation.metrics import (
     contains_answer,
     exact_match,
@@ -22,6 +21,7 @@ from roseedit.evaluation.metrics import (
     unchanged,
 )
 from roseedit.evaluation.preference import harmonic_mean, magnitude, nll, prefers, target_perplexity
+from roseedit.evaluation.prompts import Generated
 from roseedit.evaluation.scoring import PairScore
 from roseedit.requests import Probe
 

@@ -2,14 +2,15 @@
 
     python benchmarks/truth_gap.py --limit 200 --out runs/truth_gap
 
-RoseLoRA on CounterFact, with the end of the answer trained and without. Both runs are ordinary runs of `roseedit
-evaluate` in folders under `--out`, so this can be stopped and started again, and every answer can be looked at in the
-page it writes (`report.html`).
+RoseLoRA on CounterFact, with the end of the answer trained and without. Only the prompt and its rephrases are asked.
+Both runs are ordinary runs of `roseedit evaluate` in folders under `--out`, so this can be stopped and started again,
+and every answer can be looked at in the page it writes (`report.html`).
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from common import write
@@ -41,6 +42,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     data = data_of(load_editset(args.data, limit=args.limit), args.limit)
+    asked = tuple(replace(request, locality=(), portability=()) for request in data.requests)
+    data = replace(data, name=f"{data.name} (prompt and rephrases)", requests=asked)
     hparams = read_hparams(read_yaml(args.hparams), args.hparams)
     folders = {f"{name} end mark": args.out / f"{name}-end-mark" for name in ("with", "without")}
     for (name, folder), end_mark in zip(folders.items(), (True, False), strict=True):

@@ -53,7 +53,8 @@ class Touched:
             This record or, where room had to be made, a new one.
         """
         if self.index is None:
-            torch.where(self.count > 0, self.original, flat, out=self.original)  # one pass, cheaper than picking
+            free = index[self.count.index_select(0, index) == 0]
+            self.original.index_copy_(0, free, flat.index_select(0, free))
             return self
         if self.size <= SMALL:
             return self._dense(flat).holding(index, flat)

@@ -59,7 +59,7 @@ class RoseLoRAHparams(Hparams):
     paper: bool = value(False, "the published algorithm with nothing added")
     layers: str | tuple[int, ...] = value("auto", "layer indices, 'all', or 'auto' (by depth)", low=0)
     depth: tuple[float, ...] = value(
-        (0.69, 0.8), "first and last layer of 'auto', as shares of depth", low=0.0, high=1.0
+        (0.82, 0.91), "first and last layer of 'auto', as shares of depth", low=0.0, high=1.0
     )
     modules: tuple[str, ...] = value(("mlp.down",), "roles (mlp.down, attn.q, ...) or exact module names")
     rank: int = value(8, "outer products per matrix (r)", low=1, high=512)

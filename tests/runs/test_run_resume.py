@@ -53,12 +53,20 @@ def test_killed_at_random_moments(toy: Toy, tmp_path: Path, final: Final, mode: 
     assert not list(out.rglob("*.tmp"))
 
 
+def _written(path: Path) -> float | None:
+    """When a file was last written; None for folders and for temporary files that are gone by now."""
+    try:
+        return path.stat().st_mtime if path.is_file() else None
+    except FileNotFoundError:
+        return None
+
+
 def _wait_for_start(out: Path, process: subprocess.Popen[bytes]) -> None:
     """Imports take longer than the run: count from the moment that the directory is open."""
     started = time.time()
     layout = Layout(out)
     while process.poll() is None and time.time() - started < 60:
-        lately = [p.stat().st_mtime for p in out.rglob("*") if p.is_file()] if out.exists() else []
+        lately = [when for p in out.rglob("*") if (when := _written(p))] if out.exists() else []
         if layout.identity.exists() and (max(lately, default=0.0) > started or time.time() - started > 8):
             return
         time.sleep(0.02)

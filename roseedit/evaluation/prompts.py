@@ -110,7 +110,7 @@ class PromptBatch:
         cache = copy.deepcopy(self.cache)
         cache.batch_select_indices(chosen)
         mask = torch.cat([self.mask[chosen], (tokens >= 0).long()], 1)
-        positions = self.mask[chosen].sum(-1, keepdim=True) + torch.arange(tokens.shape[1], device=tokens.device)
+        positions = positions_from_mask(mask)[:, -tokens.shape[1] :]  # padding behind a long prompt stays in the window
         inputs = {"input_ids": tokens.clamp(min=0), "attention_mask": mask, "position_ids": positions}
         with self._carrying(self.edit_rows[chosen.cpu()]), head_at(self.loaded.model, *later.nonzero(as_tuple=True)):
             out = self.loaded.model(**inputs, past_key_values=cache, use_cache=True)

@@ -90,8 +90,8 @@ def _scored(
 ) -> list[list[PairScore | None]]:
     """Scores of the answers whose tokens follow the prompt's own; None for the others."""
     out: list[list[PairScore | None]] = [[None] * len(own) for own in pairs]
-    slots = [(p, k, e) for p, own in enumerate(pairs) for k, e in enumerate(own) if e and e.ids[: e.start] == ids[p]]
-    slots = [slot for slot in slots if slot[2].target]
+    answers = [(p, k, e) for p, own in enumerate(pairs) for k, e in enumerate(own) if e and e.target]
+    slots = [(p, k, e) for p, k, e in answers if e.ids[: e.start] == ids[p]]
     if not slots:
         return out
     logprobs, first = (t.tolist() for t in asked.answers([p for p, _, _ in slots], [e.target for _, _, e in slots]))

@@ -63,3 +63,19 @@ def test_a_token_across_the_boundary_is_scored_by_a_pass_of_its_own(
 def test_an_empty_prompt_is_refused(tiny: Callable[..., LoadedModel]) -> None:
     with pytest.raises(RequestError, match="0 tokens"):
         read(tiny("llama"), [""], [("x",)], following=[False])
+
+
+def test_padding_behind_a_long_prompt_stays_in_the_window(tiny: Callable[..., LoadedModel]) -> None:
+    loaded = tiny("gpt2")  # positions beyond the window have no embedding
+    words = ["The", *["city"] * loaded.anatomy.window]
+
+    def of_length(n: int) -> str:
+        return next(t for k in range(n, 0, -1) if tokens(t := " ".join(words[:k])) <= n)
+
+    def tokens(text: str) -> int:
+        return len(encode_prompt(loaded.tokenizer, text).ids)
+
+    window, answer = loaded.anatomy.window, "of Paris, not of Rome"
+    pairs = [(of_length(window - 3), "in"), (of_length(window - 4 - tokens(answer)), answer)]
+    found = read(loaded, [p for p, _ in pairs], [(a,) for _, a in pairs], following=[False] * 2, batch_tokens=4096)
+    assert close(scores(found, 0), score(loaded, pairs))

@@ -32,7 +32,7 @@ from roseedit.errors import (
 )
 from roseedit.models.load import LoadedModel
 
-__all__ = ["BLOB", "FORMAT", "PICKLES", "RECORD", "check_base", "check_free", "load_edit", "save_edit"]
+__all__ = ["BLOB", "FORMAT", "PICKLES", "RECORD", "check_base", "check_free", "edit_files", "load_edit", "save_edit"]
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz")
 _CHUNK = 2**20
@@ -53,12 +53,24 @@ def save_edit(edit: Edit, folder: str | Path) -> Path:
     """
     target = Path(folder)
     check_free(target)
-    blob = encode_delta(edit.delta)
-    record = encode_record(edit, blob)
+    contents = edit_files(edit)
     make_folder(target)
-    write_file(target / BLOB, blob)
-    write_file(target / RECORD, record)
+    for name, data in contents.items():
+        write_file(target / name, data)
     return target
+
+
+def edit_files(edit: Edit) -> dict[str, bytes]:
+    """What the files of an edit hold.
+
+    Args:
+        edit: The edit.
+
+    Returns:
+        Contents by name, in the order in which they are to be written: the record, which vouches for the rest, last.
+    """
+    blob = encode_delta(edit.delta)
+    return {BLOB: blob, RECORD: encode_record(edit, blob)}
 
 
 def check_free(folder: Path) -> None:

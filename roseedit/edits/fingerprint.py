@@ -32,6 +32,7 @@ SAMPLED = 8  # values per parameter that tell whether it was written to
 
 _weights: weakref.WeakKeyDictionary[Any, dict[str, tuple[bytes, str]]] = weakref.WeakKeyDictionary()
 _served: weakref.WeakKeyDictionary[Any, tuple[tuple[Any, ...], str]] = weakref.WeakKeyDictionary()
+_configs: weakref.WeakKeyDictionary[Any, tuple[str, str]] = weakref.WeakKeyDictionary()
 _vocabularies: weakref.WeakKeyDictionary[Any, tuple[tuple[int, int], str]] = weakref.WeakKeyDictionary()
 
 
@@ -92,7 +93,7 @@ def base_fingerprint(loaded: LoadedModel, weight_names: Iterable[str], *, strict
     """
     weights = _short(*(_weight_digest(loaded.model, name) for name in sorted(weight_names)))
     everything = _everything(loaded.model) if strict else None
-    config, tokenizer = config_digest(loaded.model.config), tokenizer_digest(loaded.tokenizer)
+    config, tokenizer = _config_of(loaded.model), tokenizer_digest(loaded.tokenizer)
     return str(Fingerprint(config, tokenizer, weights, everything))
 
 
@@ -114,7 +115,7 @@ def served_fingerprint(loaded: LoadedModel) -> str:
     if known is None or known[0] != state:
         parts = (part for name, p in weights for part in (f"{name} {tuple(p.shape)} {p.dtype}", _bytes(p)))
         known = _served[loaded.model] = (state, _short(*parts))
-    named = (config_digest(loaded.model.config), tokenizer_digest(loaded.tokenizer), known[1])
+    named = (_config_of(loaded.model), tokenizer_digest(loaded.tokenizer), known[1])
     return hashlib.sha256(":".join(named).encode()).hexdigest()
 
 
@@ -135,6 +136,15 @@ def config_digest(config: Any) -> str:
     values = config.to_diff_dict() if hasattr(config, "to_diff_dict") else config.to_dict()
     kept = {k: v for k, v in values.items() if k not in _IRRELEVANT and not k.startswith("_")}
     return _short(json.dumps(kept, sort_keys=True, default=str))
+
+
+def _config_of(model: Any) -> str:
+    """The digest of a model's configuration, found anew when any of its values has changed."""
+    state = repr(sorted(vars(model.config).items(), key=lambda item: item[0]))
+    known = _configs.get(model)
+    if known is None or known[0] != state:
+        known = _configs[model] = (state, config_digest(model.config))
+    return known[1]
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

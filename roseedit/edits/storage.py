@@ -10,7 +10,7 @@ import itertools
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,16 +57,34 @@ def write_file(path: Path, data: bytes) -> None:
     """
     beside = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
     try:
-        with beside.open("wb") as out:
-            with _doing("write", beside):
-                out.write(data)
-                out.flush()
-            with _doing("fsync", beside):
-                os.fsync(out.fileno())
+        _write_flushed(beside, data)
         rename(beside, path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write a new folder of files and flush it; its own name lasts once it is renamed to what it is to be called.
+
+    Args:
+        folder: A temporary name.
+        contents: Files by name.
+    """
+    with _doing("mkdir", folder):
+        folder.mkdir()
+    for name, data in contents.items():
+        _write_flushed(folder / name, data)
+    sync_folder(folder)
+
+
+def _write_flushed(path: Path, data: bytes) -> None:
+    with path.open("wb") as out:
+        with _doing("write", path):
+            out.write(data)
+            out.flush()
+        with _doing("fsync", path):
+            os.fsync(out.fileno())
 
 
 def rename(source: Path, target: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,11 +23,23 @@ def folder_digest(folder: Path) -> str:
     Returns:
         64 hex digits.
     """
+    own = (p for p in folder.iterdir() if not p.name.startswith(storage.TEMPORARY))
+    return content_digest({p.name: p.read_bytes() if p.is_file() else b"no file" for p in own})
+
+
+def content_digest(contents: Mapping[str, bytes]) -> str:
+    """SHA-256 over names and contents of files.
+
+    Args:
+        contents: Contents by name.
+
+    Returns:
+        64 hex digits.
+    """
     found = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if not p.name.startswith(storage.TEMPORARY)):
-        content = path.read_bytes() if path.is_file() else b"no file"
-        found.update(f"{path.name}\0{len(content)}\0".encode())
-        found.update(hashlib.sha256(content).digest())
+    for name in sorted(contents):
+        found.update(f"{name}\0{len(contents[name])}\0".encode())
+        found.update(hashlib.sha256(contents[name]).digest())
     return found.hexdigest()
 
 
@@ -53,17 +65,18 @@ class Blobs:
         Raises:
             LedgerError: That folder is there and damaged.
         """
-        from roseedit.edits.files import save_edit
+        from roseedit.edits.files import edit_files
 
+        contents = edit_files(edit)
+        digest = content_digest(contents)
+        if self.path(digest).exists():
+            self.check(digest)
+            return digest
         storage.make_folder(self.root)
         beside = storage.temporary_name(self.root)
         try:
-            save_edit(edit, beside)
-            digest = folder_digest(beside)
-            if self.path(digest).exists():
-                self.check(digest)
-            else:
-                storage.rename(beside, self.path(digest))
+            storage.write_folder(beside, contents)
+            storage.rename(beside, self.path(digest))
         finally:
             if beside.exists():
                 storage.remove_tree(beside)

@@ -19,8 +19,9 @@ from torch import Tensor
 from roseedit.editsets.places import data_file
 from roseedit.errors import DataError, refusal
 from roseedit.evaluation.scoring import BATCH_TOKENS, Progress
+from roseedit.models.head import head_at
 from roseedit.models.load import LoadedModel
-from roseedit.models.replay import head_at, run_body
+from roseedit.models.replay import run_body
 
 CONTEXT = 1024
 WIKITEXT = {"test": "text/wikitext2_raw_test.txt", "validation": "text/wikitext2_raw_valid.txt"}

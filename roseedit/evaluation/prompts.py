@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from roseedit.models.encoding import pad_right
+from roseedit.models.head import head_at
 from roseedit.models.load import LoadedModel
-from roseedit.models.replay import head_at, positions_from_mask
+from roseedit.models.replay import positions_from_mask
 
 STOP_STRINGS = ("\n",)
 

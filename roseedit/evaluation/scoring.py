@@ -16,8 +16,9 @@ from torch import Tensor
 
 from roseedit.evaluation.prompts import RowEdits
 from roseedit.models.encoding import Encoded, encode_pair, encode_prompt, pad_right, plan_batches
+from roseedit.models.head import head_at
 from roseedit.models.load import LoadedModel
-from roseedit.models.replay import head_at, run_body
+from roseedit.models.replay import run_body
 
 BATCH_TOKENS = 2048
 Progress = Callable[[int], None]

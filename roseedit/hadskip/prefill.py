@@ -21,8 +21,9 @@ from roseedit.hadskip.paths import executing
 from roseedit.hadskip.response import Accounts
 from roseedit.hadskip.sampling import Picker
 from roseedit.models.encoding import pad_right
+from roseedit.models.head import head_at
 from roseedit.models.load import LoadedModel
-from roseedit.models.replay import captured, head_at, positions_from_mask, replaying
+from roseedit.models.replay import captured, positions_from_mask, replaying
 
 FIRST_ROOM = 256  # columns for new tokens that are held ready before it is known how long the answers get
 

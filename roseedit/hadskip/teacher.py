@@ -9,8 +9,9 @@ from torch import Tensor
 
 from roseedit.hadskip.healing import entering
 from roseedit.hadskip.texts import all_real
+from roseedit.models.head import head_at
 from roseedit.models.load import LoadedModel
-from roseedit.models.replay import head_at, replaying, run_body
+from roseedit.models.replay import replaying, run_body
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from roseedit.models.anatomy import Anatomy
+from roseedit.models.head import head_at
 
 
 def positions_from_mask(attention_mask: Tensor) -> Tensor:
@@ -101,26 +102,6 @@ class _PassThrough:
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
         hidden = hidden_of(args, kwargs) if self.activation is None else self.activation
         return (hidden, None) if self.as_tuple else hidden
-
-
-@contextmanager
-def head_at(model: Any, rows: Tensor, columns: Tensor) -> Iterator[None]:
-    """Inside the block, `model(...).logits` is (1, positions, vocabulary) for the positions given.
-
-    Args:
-        model: The model.
-        rows: (positions,) row of each wanted position.
-        columns: (positions,) token index of each wanted position.
-
-    Yields:
-        Nothing.
-    """
-    head = model.get_output_embeddings()
-    handle = head.register_forward_pre_hook(lambda _, args: (args[0][rows, columns].unsqueeze(0),))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @torch.no_grad()

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from roseedit.models.encoding import pad_right, plan_batches
+from roseedit.models.head import head_at, last_mlp_at, thrifty_head
 from roseedit.models.load import LoadedModel
-from roseedit.models.replay import capture_activations, head_at, layers_off, replaying, run_body
+from roseedit.models.replay import capture_activations, layers_off, replaying, run_body
+from roseedit.roselora.inputs import Inputs
 from roseedit.roselora.objective import BaseTop, Row
 
 
@@ -49,8 +51,14 @@ class Pass:
 
     def logits(self, loaded: LoadedModel, layer: int) -> Tensor:
         """Replay from `layer` up; (positions, vocabulary), with whatever bank is switched on."""
-        with replaying(loaded.model, loaded.anatomy, layer, self.activations), head_at(loaded.model, *self.at):
-            return run_body(loaded.model, self.ids, self.mask)[0]
+        model, anatomy = loaded.model, loaded.anatomy
+        with (
+            replaying(model, anatomy, layer, self.activations),
+            last_mlp_at(model, anatomy, *self.at),
+            head_at(model, *self.at),
+            thrifty_head(model),
+        ):
+            return run_body(model, self.ids, self.mask)[0]
 
 
 class RowStore:
@@ -82,7 +90,7 @@ class RowStore:
         self.activations: list[Tensor] = [torch.empty(0)] * len(self.rows)
         self.base: list[BaseTop | None] = [None] * len(self.rows)
         self.watched, self.last, self.wants_base = tuple(watched), last, base
-        self.keys: dict[str, list[Tensor]] = {path: [torch.empty(0)] * len(self.rows) for path in watched}
+        self.keys: dict[str, dict[int, Inputs]] = {path: {} for path in watched}
         for batch in plan_batches([len(row.ids) for row in self.rows], max_tokens):
             self._prepare(batch)
 
@@ -97,6 +105,8 @@ class RowStore:
             self._prepare_base(anchors)
         elif anchors and self.watched:
             self._prepare_keys(anchors)
+            for i in anchors:  # asked for nothing else
+                self.activations[i] = torch.empty(0)
 
     def _prepare_base(self, anchors: list[int]) -> None:
         work = self._pass(anchors)
@@ -128,7 +138,8 @@ class RowStore:
             x = inputs.reshape(len(anchors), -1, inputs.shape[-1])
             for place, i in enumerate(anchors):
                 end = len(self.rows[i].ids)
-                self.keys[path][i] = x[place, max(0, end - self.last) : end].clone()
+                own = self.keys[path].setdefault(self.rows[i].edit, Inputs())
+                own.add(i, x[place, max(0, end - self.last) : end].clone())
 
         handles = []
         try:
@@ -148,19 +159,16 @@ class RowStore:
             n_edits: Edits in the bank.
 
         Returns:
-            (n_edits, most keys of an edit, d_in), filled up with zeros; None when no edit has an anchor.
+            (n_edits, most keys of an edit, d_in), filled up with zeros; None when no edit has an anchor. Of very many
+            inputs of an edit only d_in that stand for them.
         """
-        own: list[list[Tensor]] = [[] for _ in range(n_edits)]
-        for row, keys in zip(self.rows, self.keys[path], strict=True):
-            if not row.labels:
-                own[row.edit].append(keys.float())
-        most = max(sum(len(k) for k in keys) for keys in own)
-        if not most:
+        own = {edit: inputs.keys() for edit, inputs in self.keys[path].items()}
+        if not own:
             return None
-        stacked = [torch.cat(keys) for keys in own if keys]
-        out = torch.zeros(n_edits, most, stacked[0].shape[-1], device=self.loaded.device)
-        for i, keys in zip((i for i in range(n_edits) if own[i]), stacked, strict=True):
-            out[i, : len(keys)] = keys
+        some = next(iter(own.values()))
+        out = torch.zeros(n_edits, max(map(len, own.values())), some.shape[-1], device=self.loaded.device)
+        for edit, keys in own.items():
+            out[edit, : len(keys)] = keys
         return out
 
     def passes(self, chosen: Sequence[int], *, brief: bool = False) -> list[Pass]:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from roseedit.models.head import head_at
 from roseedit.models.load import LoadedModel
-from roseedit.models.replay import capture_activations, captured, head_at, positions_from_mask, replaying, run_body
+from roseedit.models.replay import capture_activations, captured, positions_from_mask, replaying, run_body
 
 Attached = Callable[..., Any]
 LAYERS = 4

@@ -1,0 +1,131 @@
+"""A model's top on the positions asked for; its head, backward, on those alone that have a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from roseedit.models.anatomy import Anatomy
+
+
+@contextmanager
+def head_at(model: Any, rows: Tensor, columns: Tensor) -> Iterator[None]:
+    """Inside the block, `model(...).logits` is (1, positions, vocabulary) for the positions given.
+
+    Args:
+        model: The model.
+        rows: (positions,) row of each wanted position.
+        columns: (positions,) token index of each wanted position.
+
+    Yields:
+        Nothing.
+    """
+    head = model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _, args: (args[0][rows, columns].unsqueeze(0),))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def thrifty_head(model: Any) -> Iterator[None]:
+    """Inside the block, positions whose logits get no gradient cost the frozen head nothing in the backward pass.
+
+    A head multiplies by the whole vocabulary, and training mostly asks for answers of which all tokens but one or two
+    are learned. The gradients are the same. A head that is trained, quantised or stood in for stays as it is.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+    """
+    head = model.get_output_embeddings()
+    plain = type(head) is nn.Linear and "forward" not in head.__dict__ and not head.weight.requires_grad
+    try:
+        if plain:
+            head.forward = lambda x: _FrozenLinear.apply(x, head.weight, head.bias)  # type: ignore[no-untyped-call]
+        yield
+    finally:
+        if plain:
+            head.__dict__.pop("forward", None)
+
+
+@contextmanager
+def last_mlp_at(model: Any, anatomy: Anatomy, rows: Tensor, columns: Tensor) -> Iterator[None]:
+    """Inside the block the last layer's MLP runs on the positions given only; the head must be asked for no others.
+
+    Nothing above it mixes positions, so what it would say of the others is never read. Models whose MLP is no module of
+    its own (OPT) run all of it, and so does one that somebody listens to, as an edit of that layer does.
+
+    Args:
+        model: The model.
+        anatomy: Its parts.
+        rows: (positions,) row of each wanted position.
+        columns: (positions,) token index of each wanted position.
+
+    Yields:
+        Nothing.
+    """
+    module = find_last_mlp(model, anatomy)
+    if module is None or _attended(module):
+        yield
+        return
+    whole = module.forward
+
+    def narrowed(x: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        out[rows, columns] = whole(x[rows, columns][None])[0]
+        return out
+
+    try:
+        module.forward = narrowed
+        yield
+    finally:
+        module.__dict__.pop("forward", None)
+
+
+def find_last_mlp(model: Any, anatomy: Anatomy) -> nn.Module | None:
+    """The module around the last layer's MLP projections and nothing else.
+
+    Args:
+        model: The model.
+        anatomy: Its parts.
+
+    Returns:
+        The module; None where there is none.
+    """
+    last = [p for p in anatomy.projections if p.layer == anatomy.n_layers - 1]
+    parents = {p.module_name.rpartition(".")[0] for p in last if p.role.startswith("mlp.")}
+    if len(parents) != 1:
+        return None
+    (parent,) = parents
+    own_layer = f"{anatomy.layers_name}.{anatomy.n_layers - 1}"
+    alone = not any(p.module_name.startswith(f"{parent}.") for p in last if not p.role.startswith("mlp."))
+    return model.get_submodule(parent) if alone and parent.startswith(f"{own_layer}.") else None
+
+
+def _attended(module: nn.Module) -> bool:
+    return any("forward" in m.__dict__ or m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+
+
+class _FrozenLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return nn.functional.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        (gradient,) = gradients
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        wanted = flat.any(-1).nonzero()[:, 0]
+        out = flat.new_zeros(len(flat), weight.shape[1])
+        out[wanted] = flat[wanted] @ weight
+        return out.view(*gradient.shape[:-1], -1), None, None

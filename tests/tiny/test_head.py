@@ -1,0 +1,100 @@
+"""The top of a model on chosen positions: same logits and gradients as the whole, for less work."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+import torch
+from torch import Tensor
+
+from roseedit.models.head import find_last_mlp, head_at, last_mlp_at, thrifty_head
+from roseedit.models.load import LoadedModel
+from roseedit.models.replay import run_body
+
+ROWS, COLUMNS = torch.tensor([0, 2, 2]), torch.tensor([3, 1, 4])
+
+
+def logits(loaded: LoadedModel, *, narrow: bool) -> Tensor:
+    ids = torch.arange(15).reshape(3, 5) + 3
+    with ExitStack() as stack:
+        stack.enter_context(head_at(loaded.model, ROWS, COLUMNS))
+        if narrow:
+            stack.enter_context(last_mlp_at(loaded.model, loaded.anatomy, ROWS, COLUMNS))
+            stack.enter_context(thrifty_head(loaded.model))
+        return run_body(loaded.model, ids, torch.ones_like(ids))[0]
+
+
+@pytest.fixture
+def frozen_model(any_model: LoadedModel) -> LoadedModel:
+    any_model.model.requires_grad_(False)
+    return any_model
+
+
+def inner_gradient(loaded: LoadedModel, *, narrow: bool, weights: Tensor) -> Tensor:
+    """Gradient of a weighted loss with respect to what the lowest layer's first projection gives out."""
+    kept: list[Tensor] = []
+
+    def keep(_module: object, _args: object, out: Tensor) -> Tensor:
+        kept.append(out.detach().requires_grad_(True))
+        return kept[0]
+
+    module = loaded.model.get_submodule(loaded.anatomy.projections[0].module_name)
+    handle = module.register_forward_hook(keep)
+    try:
+        nll = torch.nn.functional.cross_entropy(
+            logits(loaded, narrow=narrow), torch.tensor([5, 6, 7]), reduction="none"
+        )
+        (nll * weights).sum().backward()
+    finally:
+        handle.remove()
+    assert kept[0].grad is not None
+    return kept[0].grad
+
+
+def test_chosen_positions_say_the_same(frozen_model: LoadedModel) -> None:
+    torch.testing.assert_close(logits(frozen_model, narrow=True), logits(frozen_model, narrow=False))
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.0, 2.0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)])
+def test_gradients_are_the_same(frozen_model: LoadedModel, weights: tuple[float, ...]) -> None:
+    given = torch.tensor(weights)
+    own = inner_gradient(frozen_model, narrow=True, weights=given)
+    torch.testing.assert_close(own, inner_gradient(frozen_model, narrow=False, weights=given))
+
+
+def test_nothing_outlives_the_block(frozen_model: LoadedModel) -> None:
+    logits(frozen_model, narrow=True)
+    assert not [name for name, m in frozen_model.model.named_modules() if "forward" in m.__dict__]
+    with pytest.raises(ZeroDivisionError), last_mlp_at(frozen_model.model, frozen_model.anatomy, ROWS, COLUMNS):
+        raise ZeroDivisionError
+    assert not [name for name, m in frozen_model.model.named_modules() if "forward" in m.__dict__]
+
+
+def test_a_module_somebody_listens_to_runs_whole(frozen_model: LoadedModel) -> None:
+    last = [p for p in frozen_model.anatomy.projections if p.layer == frozen_model.anatomy.n_layers - 1][-1]
+    seen: list[Tensor] = []
+    module = frozen_model.model.get_submodule(last.module_name)
+    handle = module.register_forward_hook(lambda _m, args, _o: seen.append(args[0]))
+    try:
+        logits(frozen_model, narrow=True)
+    finally:
+        handle.remove()
+    assert seen[0].numel() == 15 * last.d_in
+
+
+def test_positions_without_gradient_cost_the_head_nothing(frozen_model: LoadedModel) -> None:
+    head = frozen_model.model.get_output_embeddings()
+    x = torch.randn(1, 4, head.weight.shape[1], requires_grad=True)
+    with thrifty_head(frozen_model.model):
+        out = head(x)
+    out[0, 2].sum().backward()
+    assert x.grad is not None
+    assert (x.grad[0, [0, 1, 3]] == 0).all()
+    torch.testing.assert_close(x.grad[0, 2], head.weight.sum(0))
+
+
+def test_the_last_mlp_is_found(any_model: LoadedModel) -> None:
+    module = find_last_mlp(any_model.model, any_model.anatomy)
+    kind = any_model.model.config.model_type
+    assert (module is None) == (kind == "opt"), kind  # OPT's two matrices lie in the layer itself

@@ -79,8 +79,10 @@ def last_mlp_at(model: Any, anatomy: Anatomy, rows: Tensor, columns: Tensor) -> 
     whole = module.forward
 
     def narrowed(x: Tensor) -> Tensor:
+        # Each position once, however often it is asked for: a repeated one would hand its gradient on repeatedly.
+        row, column = torch.stack([rows, columns]).unique(dim=1)
         out = torch.zeros_like(x)
-        out[rows, columns] = whole(x[rows, columns][None])[0]
+        out[row, column] = whole(x[row, column][None])[0]
         return out
 
     try:

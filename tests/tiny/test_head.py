@@ -12,7 +12,7 @@ from roseedit.models.head import find_last_mlp, head_at, last_mlp_at, thrifty_he
 from roseedit.models.load import LoadedModel
 from roseedit.models.replay import run_body
 
-ROWS, COLUMNS = torch.tensor([0, 2, 2]), torch.tensor([3, 1, 4])
+ROWS, COLUMNS = torch.tensor([0, 2, 2, 2]), torch.tensor([3, 1, 4, 4])  # one is asked for twice
 
 
 def logits(loaded: LoadedModel, *, narrow: bool) -> Tensor:
@@ -43,7 +43,7 @@ def inner_gradient(loaded: LoadedModel, *, narrow: bool, weights: Tensor) -> Ten
     handle = module.register_forward_hook(keep)
     try:
         nll = torch.nn.functional.cross_entropy(
-            logits(loaded, narrow=narrow), torch.tensor([5, 6, 7]), reduction="none"
+            logits(loaded, narrow=narrow), torch.tensor([5, 6, 7, 8]), reduction="none"
         )
         (nll * weights).sum().backward()
     finally:
@@ -56,7 +56,7 @@ def test_chosen_positions_say_the_same(frozen_model: LoadedModel) -> None:
     torch.testing.assert_close(logits(frozen_model, narrow=True), logits(frozen_model, narrow=False))
 
 
-@pytest.mark.parametrize("weights", [(1.0, 0.0, 2.0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)])
+@pytest.mark.parametrize("weights", [(1.0, 0.0, 2.0, 1.0), (0.0, 0.0, 0.0, 0.0), (1.0, 1.0, 1.0, 1.0)])
 def test_gradients_are_the_same(frozen_model: LoadedModel, weights: tuple[float, ...]) -> None:
     given = torch.tensor(weights)
     own = inner_gradient(frozen_model, narrow=True, weights=given)

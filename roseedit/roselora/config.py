@@ -32,7 +32,6 @@ PAPER: dict[str, Any] = {
     "rewrites": 0,
     "kl_weight": 0.0,
     "preserve_weight": 0.0,
-    "refit": 0.0,
     "stop_probability": 1.0,
     "enough": 1.0,
     "anchor_subjects": 0,
@@ -71,9 +70,6 @@ class RoseLoRAHparams(Hparams):
     dropout: float = value(0.0, "dropout on the factors' input while training", low=0.0, high=0.9)
     keep: float = value(0.1, "share of entries KEPT per row of A and column of B (tau)", above=0.0, high=1.0)
     keep_b: float = value(0.0, "share kept per column of B, where it differs from A's (0: as keep)", low=0.0, high=1.0)
-    refit: float = value(
-        0.1, "what stays of A's rows makes up for what is cut (ridge; small: more; 0: not)", low=0.0, high=100.0
-    )
     beta: float = value(0.8, "share of the old value in the importance average", low=0.0, high=0.999)
     prune_start: int = value(3, "last step at which all is kept (t_i)", low=1)
     prune_end: int = value(10, "first step at which `keep` is reached (t_f)", low=2)
@@ -111,8 +107,6 @@ class RoseLoRAHparams(Hparams):
             faults.append(f"got steps {self.steps}; allowed: above prune_end ({self.prune_end}). Raise steps")
         if self.prune_end <= self.prune_start:
             faults.append(f"got prune_end {self.prune_end}; allowed: above prune_start ({self.prune_start}). Raise it")
-        if self.refit and self.tie_rule != "top_k":
-            faults.append(f"got refit {self.refit:g} with tie_rule {self.tie_rule}; allowed: top_k. Set refit to 0")
         faults += place_faults(self.layers, self.depth, self.modules)
         if self.paper:
             wrong = {k: v for k, v in PAPER.items() if getattr(self, k) != v}

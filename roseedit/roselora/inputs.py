@@ -55,17 +55,3 @@ def root_of(moment: Tensor, most: int | None = None) -> Tensor:
     values, vectors = torch.linalg.eigh(moment.double())
     rows = (vectors * values.clamp(min=0).sqrt()).T.flip(0)
     return rows[:most].float().contiguous()
-
-
-def condensed(keys: Tensor) -> Tensor:
-    """Fewer inputs with the same second moment, where there are very many.
-
-    Args:
-        keys: (E, n, d_in).
-
-    Returns:
-        (E, n, d_in), or (E, d_in, d_in) when n is above ROOM times d_in.
-    """
-    if keys.shape[1] <= ROOM * keys.shape[2]:
-        return keys
-    return torch.stack([root_of(own.double().T @ own.double()) for own in keys])

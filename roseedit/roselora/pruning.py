@@ -13,29 +13,21 @@ from roseedit.models.anatomy import Projection
 from roseedit.roselora.adapter import Factors, init_factors
 from roseedit.roselora.config import RoseLoRAHparams
 from roseedit.roselora.importance import update_importance
-from roseedit.roselora.inputs import condensed
 from roseedit.roselora.norms import constrain, initial_scale
 from roseedit.roselora.objective import preservation
-from roseedit.roselora.refit import refitted
 from roseedit.roselora.sparsity import threshold_mask, top_k_mask
 from roseedit.roselora.start import FirstGradients, cleared, leading_rows
 
 
 @dataclass
 class _Matrix:
-    """One matrix for all edits: factors, moving averages of importance, inputs on anchors with their unit, on facts."""
+    """One matrix for all edits: factors, moving averages of importance, and inputs on anchors with their unit."""
 
     factors: Factors
     importance: list[Tensor | None] = field(default_factory=lambda: [None, None])
     final: list[Tensor | None] = field(default_factory=lambda: [None, None])
     keys: Tensor | None = None
     unit: Tensor | None = None
-    facts: Tensor | None = None
-
-    def inputs(self) -> Tensor | None:
-        """(E, n, d_in): all that is known to enter the matrix, on facts and on anchors."""
-        known = [t.float() for t in (self.facts, self.keys) if t is not None]
-        return torch.cat(known, 1) if known else None
 
 
 class SparseFactors:
@@ -111,7 +103,6 @@ class SparseFactors:
         """
         for path, m in self.matrices.items():
             keys, gradients = first.stacked(path)
-            m.facts = condensed(keys)
             anchors = None if m.keys is None else m.keys.float()
             rows = leading_rows(cleared(keys, anchors, ridge), gradients, m.factors.a)
             m.factors.a.copy_(rows * length)
@@ -138,7 +129,7 @@ class SparseFactors:
             m.factors = Factors(a, b)
             m.importance = [_rows(t, places) for t in m.importance]
             m.final = [_rows(t, places) for t in m.final]
-            m.keys, m.unit, m.facts = _rows(m.keys, places), _rows(m.unit, places), _rows(m.facts, places)
+            m.keys, m.unit = _rows(m.keys, places), _rows(m.unit, places)
 
     def score_importance(self) -> None:
         """Update the moving averages from the present factors and gradients, before the optimiser moves them.
@@ -175,16 +166,9 @@ class SparseFactors:
                 importance, final = matrix.importance[i], matrix.final[i]
                 if importance is not None and keep < 1:
                     mask = rule(importance, keep, dim) if final is None else final
-                    if final is None and dim == -1:
-                        self._make_up(matrix, mask)
                     weight.mul_(mask)
                     matrix.final[i] = mask if last else None
                 constrain(weight, self.hparams.norm_constraint, self.hparams.norm_limit, unit)
-
-    def _make_up(self, matrix: _Matrix, mask: Tensor) -> None:
-        inputs = matrix.inputs() if self.hparams.refit else None
-        if inputs is not None:
-            matrix.factors.a.copy_(refitted(matrix.factors.a, mask, inputs, self.hparams.refit))
 
 
 def _rows(tensor: Tensor | None, places: Tensor) -> Tensor | None:

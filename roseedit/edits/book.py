@@ -151,11 +151,7 @@ class Book:
                 if contradict(one, other):
                     got = f"{other.prompt!r} -> {other.answers[0]!r} and {one.prompt!r} -> {one.answers[0]!r}"
                     raise ConflictError(refusal(got, "requests that do not contradict each other", "Leave one out."))
-        live = {
-            edit_id: [Asked.of(r) for r in edit.requests]
-            for edit_id, edit in self._edits.items()
-            if edit_id not in self._unrecorded
-        }
+        live = {edit_id: edit.asked for edit_id, edit in self._edits.items() if edit_id not in self._unrecorded}
         return clashes(live, asked, replace=replace)
 
     def enter(

@@ -7,10 +7,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from roseedit.edits.delta import Delta
 from roseedit.requests import EditRequest, Probe
+
+if TYPE_CHECKING:
+    from roseedit.edits.ledger.conflicts import Asked
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,13 @@ class Edit:
         asked = [request.request_id for request in self.requests]
         text = json.dumps([asked, dict(self.hparams), self.fingerprint, self.delta.digest], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @cached_property
+    def asked(self) -> tuple[Asked, ...]:
+        """What it asked, as the rule on conflicts looks at it."""
+        from roseedit.edits.ledger.conflicts import Asked
+
+        return tuple(Asked.of(request) for request in self.requests)
 
     def __str__(self) -> str:
         first = self.requests[0]

@@ -19,6 +19,7 @@ from toys import Toy
 
 from roseedit.cli.app import app
 from roseedit.errors import RunError
+from roseedit.evaluation.report import plots
 from roseedit.evaluation.report.browse import for_script
 from roseedit.evaluation.report.compare import as_csv, as_markdown, comparison, differences
 from roseedit.evaluation.report.page import page
@@ -212,6 +213,12 @@ def test_the_page_loads_nothing_and_repeats(whole: Path, sequence: Path) -> None
     assert all(link.startswith(("#", "data:")) for link in links.found)
     assert "@import" not in text
     assert not re.search(r"url\((?!#)", text)
+
+
+def test_nothing_to_draw_leaves_no_heading(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("trade_off", "by_group", "forgetting"):
+        monkeypatch.setattr(plots, name, lambda *_: "")
+    assert 'id="plots"' not in page([read_run(whole)])
 
 
 def test_texts_cannot_break_out_of_the_page() -> None:

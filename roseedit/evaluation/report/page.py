@@ -58,7 +58,8 @@ def _body(runs: Sequence[RunRecord], title: str, most: int) -> Iterator[str]:
     yield f"<header><h1>{escape(title)}</h1><p>{_origin(runs)}</p></header><main>"
     yield "".join(f'<p class="note">{escape(text)}</p>' for text in differences(runs))
     yield f'<section id="figures"><h2>Figures</h2>{_table(runs)}</section>'
-    yield f'<section id="plots"><h2>Plots</h2><div class="plots">{"".join(_plots(runs))}</div></section>'
+    drawn = "".join(_plots(runs))
+    yield f'<section id="plots"><h2>Plots</h2><div class="plots">{drawn}</div></section>' if drawn else ""
     ability = _ability(runs)
     yield f'<section id="ability"><h2>General ability</h2>{ability}</section>' if ability else ""
     yield f'<section id="edits"><h2>Edits, one by one</h2>{_browser(runs, most)}</section>'

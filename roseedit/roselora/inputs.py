@@ -13,7 +13,7 @@ class Inputs:
 
     def __init__(self) -> None:
         self.rows: list[tuple[int, Tensor]] = []
-        self.count = 0
+        self.waiting = 0  # inputs in `rows`
         self.moment: Tensor | None = None
 
     def add(self, place: int, inputs: Tensor) -> None:
@@ -24,10 +24,10 @@ class Inputs:
             inputs: (n, d_in).
         """
         self.rows.append((place, inputs))
-        self.count += len(inputs)
-        if sum(len(x) for _, x in self.rows) > ROOM * inputs.shape[-1]:
+        self.waiting += len(inputs)
+        if self.waiting > ROOM * inputs.shape[-1]:
             self.moment = self._summed()
-            self.rows = []
+            self.rows, self.waiting = [], 0
 
     def keys(self) -> Tensor:
         """The inputs, (n, d_in), or at most d_in rows with the same second moment; float32."""

@@ -160,7 +160,7 @@ class Fit:
         rates = {"lr": settings.gate_lr, "healing_lr": 0.5 * settings.healing_lr}
         how = GateSettings(settings.rows, **rates, positions=settings.positions, seed=settings.seed)
         training = GateTraining(
-            self.runner.teacher(m.train).first(settings.gate_tokens),
+            self.runner.teacher(m.train, training=True).first(settings.gate_tokens),
             gates,
             features=features,
             healing=importance.healing,
@@ -264,7 +264,8 @@ def heal(
     if not settings.healing_steps:
         return start
     how = DistilSettings(settings.healing_steps, settings.rows, settings.healing_lr, settings.positions, settings.seed)
-    training = Distillation(runner.teacher(train), executed, shares, start, how)
+    with runner.arithmetic():
+        training = Distillation(runner.teacher(train, training=True), executed, shares, start, how)
     runner.advance(training, settings.healing_steps, "healing", [[list(e) for e in executed], list(shares)])
     return training.healing
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from roseedit.hadskip.teacher import Teacher
 from roseedit.hadskip.training import GateTraining
 from roseedit.hparams import as_mapping
 from roseedit.models.load import LoadedModel
+from roseedit.models.lowp import products_in
 from roseedit.progress import bar
 from roseedit.roselora.trainer import frozen as backbone_frozen
 
@@ -54,20 +57,28 @@ class Runner:
         text = json.dumps([served_fingerprint(self.loaded), self.material, chosen, extra], sort_keys=True, default=str)
         return self.work / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.safetensors"
 
-    def teacher(self, ids: Tensor) -> Teacher:
+    @cached_property
+    def arithmetic(self) -> Callable[[], AbstractContextManager[None]]:
+        """Makes the context in which training runs."""
+        return products_in(self.loaded, self.settings.train_dtype)
+
+    def teacher(self, ids: Tensor, *, training: bool = False) -> Teacher:
         """The full model on sequences, from its file if it ran over them before.
 
         Args:
             ids: (sequences, tokens).
+            training: In the arithmetic of the training, else in the weights' own.
 
         Returns:
             The teacher.
         """
-        path = self.stage("teacher", ("seed",), hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest())
+        digest = hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()
+        path = self.stage("teacher", ("seed", "train_dtype") if training else ("seed",), digest)
         found = load_stage(path)
         if found:
             return Teacher(self.loaded, ids, found[0]["states"].to(self.loaded.device))
-        teacher = Teacher.of(self.loaded, ids)
+        with self.arithmetic() if training else nullcontext():
+            teacher = Teacher.of(self.loaded, ids)
         save_stage(path, {"states": teacher.states}, {})
         return teacher
 
@@ -86,7 +97,7 @@ class Runner:
             tensors, record = found
             training.restore(int(record["step"]), tensors)
             training.history = record["history"]
-        with bar(steps, name, self.show) as tell, backbone_frozen(self.loaded.model):
+        with bar(steps, name, self.show) as tell, backbone_frozen(self.loaded.model), self.arithmetic():
             tell(training.step)
             while training.step < steps:
                 training.advance()

@@ -8,6 +8,7 @@ from typing import ClassVar
 from roseedit.hadskip.healing import KINDS
 from roseedit.hadskip.importance import INITS
 from roseedit.hparams import Hparams, value
+from roseedit.models.lowp import ARITHMETIC
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class HadSkipHparams(Hparams):
     healing_steps: int = value(60, "steps of its training after that", low=0)
     healing_lr: float = value(1e-3, "step size of that training", above=0.0)
 
+    train_dtype: str = value("auto", "arithmetic of the training; bfloat16 where it is native", choices=ARITHMETIC)
     rows: int = value(8, "sequences per step", low=1)
     positions: float = value(0.5, "share of token positions looked at in a step", above=0.0, high=1.0)
     profiles: int = value(4, "most profiles", low=1, high=8)

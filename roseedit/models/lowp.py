@@ -7,14 +7,17 @@ backward pass is several times slower for short rows. Here the weights are cast 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from roseedit.models.anatomy import Anatomy
+from roseedit.models.load import LoadedModel
+
+ARITHMETIC = ("auto", "weights", "bfloat16")
 
 
 class Bfloat16Products:
@@ -66,3 +69,21 @@ def native_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def products_in(loaded: LoadedModel, wanted: str, layer: int = 0) -> Callable[[], AbstractContextManager[None]]:
+    """The arithmetic of training.
+
+    Args:
+        loaded: The model, its weights frozen as long as the result is used.
+        wanted: `"weights"` for the weights' own, `"bfloat16"`, or `"auto"`: bfloat16 where the processor multiplies it
+            natively. Weights that are not float32 keep their own.
+        layer: First layer concerned.
+
+    Returns:
+        Makes a context inside which the model's products run so.
+    """
+    is_float = loaded.model.dtype == torch.float32
+    if is_float and (wanted == "bfloat16" or (wanted == "auto" and native_bfloat16(loaded.device))):
+        return Bfloat16Products(loaded.model, loaded.anatomy, layer).active
+    return nullcontext

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from roseedit.errors import HparamsError, refusal
 from roseedit.hparams import Hparams, from_mapping, value
 from roseedit.models.anatomy import Anatomy
+from roseedit.models.lowp import ARITHMETIC
 from roseedit.models.place import indices_of, place_faults
 
 # What the authors' editing code does (reference constants); everything else in this package is an addition.
@@ -96,7 +97,7 @@ class RoseLoRAHparams(Hparams):
     enough: float = value(0.8, "a target token with this probability is not pushed further", above=0.0, high=1.0)
     stop_loss: float = value(0.0, "stop below this mean loss (0: never)", low=0.0)
     joint_batch: int = value(16, "requests per step of a joint run", low=1, high=1024)
-    train_dtype: str = value("auto", "arithmetic of the replayed layers", choices=("auto", "weights", "bfloat16"))
+    train_dtype: str = value("auto", "arithmetic of the replayed layers", choices=ARITHMETIC)
     replay: bool = value(True, "run the layers below the lowest edited one only once")
     edits_per_bank: int = value(0, "most edits trained side by side (0: from free memory)", low=0)
     batch_tokens: int = value(0, "most tokens in one training pass (0: from free memory)", low=0)

@@ -9,7 +9,7 @@ are never written.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from roseedit.models.anatomy import Projection
 from roseedit.models.load import LoadedModel
-from roseedit.models.lowp import Bfloat16Products, native_bfloat16
+from roseedit.models.lowp import products_in
 from roseedit.roselora.adapter import FactorBank, Factors
 from roseedit.roselora.batches import Pass, RowStore
 from roseedit.roselora.config import RoseLoRAHparams
@@ -110,7 +110,7 @@ class BankTrainer:
         self.loaded, self.hparams, self.schedule = loaded, hparams, schedule
         self.n_edits = len(generators)
         self.layer = min(p.layer for p in projections) if hparams.replay else 0
-        self.arithmetic = _arithmetic(loaded, hparams.train_dtype, self.layer)
+        self.arithmetic = products_in(loaded, hparams.train_dtype, self.layer)
         self.sparse = SparseFactors(loaded.model, projections, generators, hparams)
         self.optimizer = torch.optim.Adam(self.sparse.tensors(), lr=hparams.lr)
         self.seeds = [g.initial_seed() for g in generators]
@@ -141,7 +141,7 @@ class BankTrainer:
         watched = list(self.sparse.matrices) if self.hparams.preserve_weight else []
         last = self.hparams.preserve_tokens
         dtype = torch.float32 if self.arithmetic is nullcontext else torch.bfloat16
-        everything = _arithmetic(self.loaded, self.hparams.train_dtype, 0)
+        everything = products_in(self.loaded, self.hparams.train_dtype)
         with frozen(self.loaded.model), everything():
             store = within_memory(
                 lambda tokens: RowStore(
@@ -283,11 +283,3 @@ class BankTrainer:
     def _finish(self, edit: int, step: int, *, converged: bool) -> None:
         worst = min(float(self.lowest[r]) for r, owner in self.owner.items() if owner == edit)
         self.done[edit] = Trained(self.sparse.pick(int(self.place[edit])), step, worst, converged)
-
-
-def _arithmetic(loaded: LoadedModel, wanted: str, layer: int) -> Callable[[], AbstractContextManager[None]]:
-    """`auto` multiplies in bfloat16 where the processor does so natively and the weights are float32."""
-    is_float = loaded.model.dtype == torch.float32
-    if is_float and (wanted == "bfloat16" or (wanted == "auto" and native_bfloat16(loaded.device))):
-        return Bfloat16Products(loaded.model, loaded.anatomy, layer).active
-    return nullcontext

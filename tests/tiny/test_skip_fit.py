@@ -14,10 +14,12 @@ from roseedit.hadskip.choosing import PromptBatch, chooser_of
 from roseedit.hadskip.files import load_profiles, save_profiles
 from roseedit.hadskip.fit import Fit
 from roseedit.hadskip.material import material
+from roseedit.hadskip.measure import figures, text_scores
 from roseedit.hadskip.paths import executing
 from roseedit.hadskip.profile import SkipProfiles
 from roseedit.hadskip.runner import SAVE_EVERY
 from roseedit.hadskip.settings import HadSkipHparams
+from roseedit.hadskip.teacher import Teacher
 from roseedit.models.load import LoadedModel
 from roseedit.models.replay import capture_activations
 
@@ -139,3 +141,22 @@ def test_files_carry_the_gates(fitted: tuple[LoadedModel, SkipProfiles], text: P
 def test_a_budget_below_the_protected_share_is_refused(tiny: Make, text: Path, tmp_path: Path) -> None:
     with pytest.raises(BudgetError, match=r"budget 0\.3 with 3 protected layers"):
         Fit(tiny("llama", num_hidden_layers=N), settings(text, budget=0.3), work=tmp_path)
+
+
+def test_training_in_bfloat16_leaves_figures_and_backbone_in_float32(
+    tiny: Make, text: Path, tmp_path: Path, digest: Callable[[nn.Module], str]
+) -> None:
+    loaded = tiny("llama", num_hidden_layers=N)
+    before = digest(loaded.model)
+    exact, brief = (
+        Fit(loaded, settings(text, train_dtype=dtype), work=tmp_path).run() for dtype in ("weights", "bfloat16")
+    )
+    assert digest(loaded.model) == before
+    assert any(
+        not torch.equal(tensor, brief.healings["shared"].tensors()[name])
+        for name, tensor in exact.healings["shared"].tensors().items()
+    )
+    teacher = Teacher.of(loaded, material(loaded, settings(text)).held_out)
+    for profile in brief.profiles:
+        anew = figures(text_scores(teacher, profile.layers, brief.healings["shared"]))
+        assert profile.measured["kl"] == anew["kl"]["mean"]

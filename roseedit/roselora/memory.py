@@ -16,6 +16,7 @@ from roseedit.roselora.config import RoseLoRAHparams
 
 COPIES_OF_FACTORS = 6  # factor, gradient, two moments, importance, one temporary
 SHARE = 0.25  # of the free memory, for the factors and for the passes each
+MOST_TOKENS = {"cpu": 512}  # in one pass: what is live between two layers then stays in a core's cache
 R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,8 @@ def pass_tokens(loaded: LoadedModel, projections: Sequence[Projection], hparams:
     layers = loaded.anatomy.n_layers - min(p.layer for p in projections)
     inner = max(p.d_in + p.d_out for p in loaded.anatomy.projections)
     kept_per_token = layers * inner * 4 * 6
-    return int(max(256, min(2048, free_memory() * SHARE // kept_per_token)))
+    most = MOST_TOKENS.get(loaded.device.type, 2048)
+    return int(max(256, min(most, free_memory() * SHARE // kept_per_token)))
 
 
 def within_memory(attempt: Callable[[int], R], tokens: int, least: int) -> R:

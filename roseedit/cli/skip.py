@@ -39,6 +39,19 @@ Compare gates with static choices of the same mean cost, healed and trained alik
 
 `roseedit skip bench --model smollm2-135m --gates gates-0.75 --gates gates-0.6 --out bench`
 """
+EXPORT_EXAMPLES = """
+Write a profile for other programs.
+
+`checkpoint`: the layers that one profile runs, as a stock checkpoint: a smaller model, or a draft for speculative
+decoding. Healing has no place in it and is left out. `code`: the whole model with its gates and healing, for
+`from_pretrained(..., trust_remote_code=True)`; roseedit is not needed to run it.
+
+**Examples**
+
+`roseedit skip export smollm2-135m-0.6 --to checkpoint --out draft`
+
+`roseedit skip export gates-of-edits --to code --ledger edits --out served`
+"""
 Model = Annotated[str, typer.Option(help="Hub id, folder, .gguf file or embedded alias.")]
 Edits = Annotated[list[Path] | None, typer.Option("--edit", help="Folder of a saved edit to bring live. Repeatable.")]
 InLedger = Annotated[Path | None, typer.Option("--ledger", help="Bring live what is applied in this ledger.")]
@@ -119,6 +132,38 @@ def bench(  # noqa: PLR0917 - typer turns each into an option
         draw(results, out_dir / "bench.png")
         if not as_json:
             out.print(f"written: {out_dir / 'bench.json'}, {out_dir / 'bench.png'}")
+
+
+@app.command(help=EXPORT_EXAMPLES)
+def export(  # noqa: PLR0917 - typer turns each into an option
+    gates: Annotated[str, typer.Argument(help="Folder that `skip fit` wrote, or the name of shipped gates.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="New folder.")],
+    to: Annotated[str, typer.Option(help="checkpoint: the layers of one profile. code: the model with its gates.")],
+    profile: Annotated[str | None, typer.Option(help="Which profile; left out: the cheapest. For checkpoint.")] = None,
+    model: Model = "smollm2-135m",
+    edit: Edits = None,
+    ledger: InLedger = None,
+) -> None:
+    """See `EXPORT_EXAMPLES`."""
+    if to not in {"checkpoint", "code"}:
+        raise SkipError(refusal(f"--to {to!r}", "checkpoint, code", "Choose one of them."))
+    _check_free(out_dir)
+    from roseedit.hadskip.export.custom import export_custom
+    from roseedit.hadskip.export.dropped import export_dropped, layers_of
+    from roseedit.hadskip.files import load_profiles
+    from roseedit.hadskip.shipped import find_gates
+
+    profiles = load_profiles(find_gates(gates))
+    name = profile or min(profiles.profiles, key=lambda p: p.cost).name
+    layers_of(profiles, name)
+    loaded, _ = _loaded(model, edit or [], ledger)
+    if to == "code":
+        export_custom(loaded, profiles, out_dir)
+    else:
+        done = export_dropped(loaded, profiles, name, out_dir)
+        figures = ", ".join(f"{n} {v['mean']:.3f}" for n, v in done.figures.items() if isinstance(v, dict))
+        out.print(f"{done.figures['layers']} layers, against the full model on the calibration text: {figures}")
+    out.print(f"written to [bold]{out_dir}[/]; how to use it stands in its README.md")
 
 
 @app.command()

@@ -151,8 +151,8 @@ class RowStore:
             for handle in handles:
                 handle.remove()
 
-    def keys_by_edit(self, path: str, n_edits: int) -> Tensor | None:
-        """What enters a watched module on each edit's anchors.
+    def take_keys(self, path: str, n_edits: int) -> Tensor | None:
+        """What enters a watched module on each edit's anchors; handed out once, for it is a large part of the memory.
 
         Args:
             path: The module.
@@ -162,7 +162,7 @@ class RowStore:
             (n_edits, most keys of an edit, d_in), filled up with zeros; None when no edit has an anchor. Of very many
             inputs of an edit only d_in that stand for them.
         """
-        own = {edit: inputs.keys() for edit, inputs in self.keys[path].items()}
+        own = {edit: inputs.keys() for edit, inputs in self.keys.pop(path).items()}
         if not own:
             return None
         some = next(iter(own.values()))

@@ -101,12 +101,12 @@ class SparseFactors:
             ridge: See `cleared`.
             length: Length of the rows relative to the random start's.
         """
+        own = slice(first.edits.start, first.edits.stop)
         for path, m in self.matrices.items():
             keys, gradients = first.stacked(path)
-            anchors = None if m.keys is None else m.keys.float()
-            rows = leading_rows(cleared(keys, anchors, ridge), gradients, m.factors.a)
-            m.factors.a.copy_(rows * length)
-            m.factors.b.grad = None
+            anchors = None if m.keys is None else m.keys[own].float()
+            rows = leading_rows(cleared(keys, anchors, ridge), gradients, m.factors.a[own])
+            m.factors.a[own] = rows * length
 
     def preserved(self, device: torch.device) -> Tensor:
         """The change on anchors, summed over matrices and edits."""

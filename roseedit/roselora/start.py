@@ -79,13 +79,13 @@ class FirstGradients:
     Args:
         model: The model.
         paths: The adapted modules.
-        n_edits: Edits in the bank.
+        edits: The edits looked at, by their places in the bank.
     """
 
-    def __init__(self, model: nn.Module, paths: Sequence[str], n_edits: int) -> None:
-        self.model, self.n_edits = model, n_edits
-        self.keys: dict[str, list[list[Tensor]]] = {path: [[] for _ in range(n_edits)] for path in paths}
-        self.gradients: dict[str, list[list[Tensor]]] = {path: [[] for _ in range(n_edits)] for path in paths}
+    def __init__(self, model: nn.Module, paths: Sequence[str], edits: range) -> None:
+        self.model, self.edits = model, edits
+        self.keys: dict[str, list[list[Tensor]]] = {path: [[] for _ in edits] for path in paths}
+        self.gradients: dict[str, list[list[Tensor]]] = {path: [[] for _ in edits] for path in paths}
 
     @contextmanager
     def watching(self, edits: Tensor, mask: Tensor) -> Iterator[None]:
@@ -112,7 +112,7 @@ class FirstGradients:
         def book(into: list[list[Tensor]], values: Tensor) -> None:
             rows = values.detach().float().reshape(*real.shape, -1)
             for row, edit in enumerate(edits):
-                into[edit].append(rows[row][real[row]])
+                into[edit - self.edits.start].append(rows[row][real[row]])
 
         def look(_module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
             book(self.keys[path], args[0])

@@ -29,6 +29,7 @@ from roseedit.roselora.start import FirstGradients
 
 Progress = Callable[[float], None]
 PLANS_KEPT = 8
+STARTED = 16  # edits at a time: what their tokens bring and want is as large as all factors
 
 
 @dataclass
@@ -126,15 +127,25 @@ class BankTrainer:
             self._start_at_keys()
 
     def _start_at_keys(self) -> None:
-        """Put the rows of A where the first gradient wants them (see `start.py`)."""
-        facts = [i for i, row in enumerate(self.store.rows) if row.labels]
-        first = FirstGradients(self.loaded.model, list(self.sparse.matrices), self.n_edits)
+        """Put the rows of A where the first gradient wants them (see `start.py`), a few edits at a time."""
+        facts: dict[int, list[int]] = {}
+        for i, row in enumerate(self.store.rows):
+            if row.labels:
+                facts.setdefault(row.edit, []).append(i)
+        for at in range(0, self.n_edits, STARTED):
+            edits = range(at, min(at + STARTED, self.n_edits))
+            first = FirstGradients(self.loaded.model, list(self.sparse.matrices), edits)
+            self._first_gradients([i for edit in edits for i in facts[edit]], first)
+            self.sparse.start_at(first, self.hparams.start_ridge, self.hparams.start_length)
+        for factors in self.sparse.factors.values():
+            factors.b.grad = None
+
+    def _first_gradients(self, facts: list[int], first: FirstGradients) -> None:
         with frozen(self.loaded.model):
             for work in self.store.passes(facts, brief=True):
                 with self.arithmetic(), self.bank.on_rows(work.edits), first.watching(work.edits, work.mask):
                     nll = fact_losses(work.logits(self.loaded, self.layer)[: len(work.labels)], work.labels)
                     (nll * work.label_weights).sum().backward()
-        self.sparse.start_at(first, self.hparams.start_ridge, self.hparams.start_length)
 
     def _prepare(self, rows: Sequence[Row], max_tokens: int) -> RowStore:
         """Run the lower layers once, and look at what anchors bring to the adapted matrices."""
@@ -157,7 +168,7 @@ class BankTrainer:
                 max(len(row.ids) for row in rows),
             )
         for path in watched:
-            self.sparse.keep_anchors(path, store.keys_by_edit(path, self.n_edits), dtype)
+            self.sparse.keep_anchors(path, store.take_keys(path, self.n_edits), dtype)
         return store
 
     def run(self, choose: Callable[[int], list[int]], progress: Progress | None = None) -> list[Trained]:

@@ -2,7 +2,8 @@
 
     ROSEEDIT_DATA=... python benchmarks/skip_ship.py --work runs/skip
 
-Fits share the sweep over the layers and the path; a stopped run goes on. A budget whose folder is there is left alone.
+Fits of one rank share the sweep over the layers; a stopped run goes on. A budget whose folder is there is left alone.
+The rank of the healing is the largest whose file stays below a megabyte.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from roseedit.hadskip.settings import HadSkipHparams
 from roseedit.hadskip.shipped import ROOT
 from roseedit.hparams import from_mapping, read_yaml
 from roseedit.models.load import load_model
+
+RANKS = {0.85: 48, 0.75: 48, 0.6: 36, 0.5: 29}
 
 
 def main() -> None:
@@ -34,8 +37,8 @@ def main() -> None:
         if folder.exists():
             print(f"{folder}: there already")
             continue
-        started = time.perf_counter()
-        save_profiles(Fit(loaded, base.replaced(budget=budget), work=args.work, show=True).run(), folder)
+        started, settings = time.perf_counter(), base.replaced(budget=budget, rank=RANKS.get(budget, base.rank))
+        save_profiles(Fit(loaded, settings, work=args.work, show=True).run(), folder)
         size = sum(p.stat().st_size for p in folder.iterdir())
         print(f"{folder}: {(time.perf_counter() - started) / 60:.1f} minutes, {size / 1024:.0f} KiB")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,12 +13,14 @@ import torch
 from torch import Tensor
 
 from roseedit.edits.edit import Edit
-from roseedit.errors import BudgetError, refusal
+from roseedit.errors import BudgetError, DataError, refusal
 from roseedit.hadskip.costs import layer_costs
 from roseedit.hadskip.paths import protected_layers
 from roseedit.hadskip.settings import HadSkipHparams
 from roseedit.hadskip.texts import read_text, token_rows
 from roseedit.models.load import LoadedModel
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,37 @@ def material(loaded: LoadedModel, settings: HadSkipHparams, edits: Sequence[Edit
         message = refusal(got, f"a budget above {fixed:.3f}", f"{len(layers)} layers may be skipped. Confine edits.")
         raise BudgetError(message)
     n_edits = round(settings.edit_share * settings.sequences) if edits else 0
-    n_text = settings.sequences - n_edits + settings.held_out
-    text = token_rows(loaded, read_text(settings.text), settings.tokens, n_text, seed=settings.seed)
+    text = text_rows(loaded, settings, settings.sequences - n_edits)
     train, held_out = text[: -settings.held_out], text[-settings.held_out :]
     if n_edits:
         train = torch.cat((edit_rows(loaded, edits, settings.tokens, n_edits, settings.seed), train))
         train = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(settings.seed))]
     return Material(train, held_out, layers, layers[0], torch.tensor([shares[i] for i in layers]), fixed)
+
+
+def text_rows(loaded: LoadedModel, settings: HadSkipHparams, wanted: int) -> Tensor:
+    """Sequences of the text, for training and, last, the ones held out.
+
+    Args:
+        loaded: The model, for its tokenizer.
+        settings: The settings.
+        wanted: Most sequences for training; a shorter text gives what it has.
+
+    Returns:
+        (sequences, tokens).
+
+    Raises:
+        DataError: The text is missing, or too short for one step of the training beside the sequences held out.
+    """
+    whole = token_rows(loaded, read_text(settings.text), settings.tokens, seed=settings.seed)
+    found = min(wanted, len(whole) - settings.held_out)
+    if found < settings.rows:
+        got = f"a text of {len(whole)} sequences of {settings.tokens} tokens"
+        allowed = f"{settings.rows + settings.held_out} or more: rows of a step and those held out"
+        raise DataError(refusal(got, allowed, "Give more text, or lower tokens, rows or held_out."))
+    if found < wanted:
+        logger.warning("the text has %d sequences for training, %d were asked for", found, wanted)
+    return whole[: found + settings.held_out]
 
 
 def skippable(loaded: LoadedModel, protect: Sequence[int] = ()) -> tuple[int, ...]:

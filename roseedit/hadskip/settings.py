@@ -21,7 +21,7 @@ class HadSkipHparams(Hparams):
     text: str = value("wikitext2", "text to fit on: wikitext2 (validation part) or a file")
     protect: tuple[int, ...] = value((), "layers never skipped, beside 0, 1, the last and the edited ones", low=0)
     tokens: int = value(128, "tokens per sequence", low=8)
-    sequences: int = value(192, "sequences for training", low=4)
+    sequences: int = value(192, "most sequences for training; a shorter text gives what it has", low=4)
     held_out: int = value(48, "sequences for calibration, never trained on", low=2)
     judged: int = value(24, "sequences of the leave-one-out sweep (I1, I2)", low=2)
     edit_share: float = value(0.5, "share of training sequences that hold the edits' answers", low=0, high=0.9)

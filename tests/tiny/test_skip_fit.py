@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from roseedit.errors import BudgetError
+from roseedit.errors import BudgetError, DataError
 from roseedit.hadskip.choosing import PromptBatch, chooser_of
 from roseedit.hadskip.files import load_profiles, save_profiles
 from roseedit.hadskip.fit import Fit
@@ -20,6 +20,7 @@ from roseedit.hadskip.profile import SkipProfiles
 from roseedit.hadskip.runner import SAVE_EVERY
 from roseedit.hadskip.settings import HadSkipHparams
 from roseedit.hadskip.teacher import Teacher
+from roseedit.hadskip.texts import token_rows
 from roseedit.models.load import LoadedModel
 from roseedit.models.replay import capture_activations
 
@@ -160,3 +161,19 @@ def test_training_in_bfloat16_leaves_figures_and_backbone_in_float32(
     for profile in brief.profiles:
         anew = figures(text_scores(teacher, profile.layers, brief.healings["shared"]))
         assert profile.measured["kl"] == anew["kl"]["mean"]
+
+
+def test_a_short_text_gives_what_it_has(
+    tiny: Make, text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded = tiny("llama", num_hidden_layers=N)
+    whole = material(loaded, settings(text, sequences=60))
+    least = len(token_rows(loaded, text.read_text(), 12))
+    assert not caplog.records and len(whole.train) == 60 < least - 8
+    short = material(loaded, settings(text, sequences=10_000))
+    assert len(short.train) == least - 8
+    assert torch.equal(short.train[:60], whole.train)
+    assert f"{least - 8} sequences for training, 10000 were asked for" in caplog.text
+    (tmp_path / "few.txt").write_text("The Tower is in the city of Rome. " * 4)
+    with pytest.raises(DataError, match="allowed: 12 or more"):
+        material(loaded, settings(tmp_path / "few.txt"))

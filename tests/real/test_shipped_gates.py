@@ -54,7 +54,7 @@ def test_they_answer_within_the_budget(shared_editor: Editor, budget: float, fol
 def test_healing_is_worth_having(shared_editor: Editor, budget: float, folder: Path) -> None:
     """On text that no fit saw, the healing that ships brings a profile much nearer to the full model.
 
-    The fewer layers are skipped, the less there is to heal: measured 0.52 of the bare KL at 0.85.
+    The fewer layers are skipped, the less there is to heal: measured 0.43 of the bare KL at 0.85, 0.20 at 0.5.
     """
     loaded, profiles = shared_editor.loaded, load_profiles(folder)
     teacher = Teacher.of(loaded, torch.tensor([loaded.tokenizer(TEXT)["input_ids"]]))

@@ -186,7 +186,7 @@ class LiveEdits:
     def _check_own(self, m: MatrixDelta, touched: Touched, held: Held) -> None:
         """Foreign changes to what is about to be written would be lost, or make the revert wrong: say so instead."""
         now = self._parameter(m.weight_name).detach().view(-1).index_select(0, held.index)
-        if not torch.equal(now, touched.current(held.place, held.original)):
+        if not torch.equal(now, touched.expected(held.index, held.place, held.original)):
             message = refusal(
                 f"{m.weight_name} changed by something other than roseedit while edits were live",
                 "weights that only roseedit changes between apply and revert",
@@ -197,10 +197,11 @@ class LiveEdits:
     @torch.no_grad()
     def _add(self, m: MatrixDelta, weight: nn.Parameter) -> None:
         index, change = m.products()
+        flat = weight.detach().view(-1)
         touched, held = self._make_room(m, index.to(weight.device), change.to(weight.device), weight)
         touched.shift(held.place, held.change, 1)
         try:
-            self._write(m.weight_name, held.index, touched.changed(held.place, held.original))
+            touched.write(flat, held.index, touched.changed(held.place, held.original))
         except BaseException:
             touched.shift(held.place, held.change, -1)
             raise
@@ -211,7 +212,7 @@ class LiveEdits:
         index, total, count = (t.to(weight.device) for t in gathered(changes))
         touched, held = self._make_room(changes[0], index, total, weight)
         touched.shift(held.place, total, count)
-        self._write(changes[0].weight_name, index, touched.changed(held.place, held.original))
+        touched.write(weight.detach().view(-1), index, touched.changed(held.place, held.original))
         self._touched[changes[0].weight_name] = touched
 
     def _make_room(self, m: MatrixDelta, index: Tensor, change: Tensor, weight: nn.Parameter) -> tuple[Touched, Held]:
@@ -231,15 +232,13 @@ class LiveEdits:
         held = held or self._held(m)
         touched = self._touched[m.weight_name]
         touched.shift(held.place, -held.change, -1)
-        self._write(m.weight_name, held.index, touched.current(held.place, held.original))
+        flat = self._parameter(m.weight_name).detach().view(-1)
+        touched.write(flat, held.index, touched.current(held.place, held.original))
         left = touched.compact()
         if left is None:
             del self._touched[m.weight_name]
         else:
             self._touched[m.weight_name] = left
-
-    def _write(self, weight_name: str, index: Tensor, values: Tensor) -> None:
-        self._parameter(weight_name).detach().view(-1).scatter_(0, index, values)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from roseedit.edits.delta import GRID_BITS, MatrixDelta
 
 DENSE_FROM = 1 / 3
-SMALL = 2**21  # entries; such a matrix is kept whole from the start: 32 MiB at most, and three times as fast
+SMALL = 2**21  # entries; such a matrix is kept whole from the start: 40 MiB at most, and three times as fast
 
 
 @dataclass
@@ -28,6 +28,8 @@ class Touched:
         total: Integer sums of all live changes, in units of 2^-40.
         count: How many live outer products touch each; where it is 0, `original` means nothing.
         size: Entries of the parameter.
+        written: What was last written to each entry, where every entry is kept; None elsewhere. Comparing with it is
+            faster than adding up anew what the weights must be.
     """
 
     index: Tensor | None
@@ -35,6 +37,7 @@ class Touched:
     total: Tensor
     count: Tensor
     size: int
+    written: Tensor | None = None
 
     @classmethod
     def nothing(cls, flat: Tensor) -> Touched:
@@ -54,7 +57,10 @@ class Touched:
         """
         if self.index is None:
             free = index[self.count.index_select(0, index) == 0]
-            self.original.index_copy_(0, free, flat.index_select(0, free))
+            values = flat.index_select(0, free)
+            self.original.index_copy_(0, free, values)
+            if self.written is not None:
+                self.written.index_copy_(0, free, values)
             return self
         if self.size <= SMALL:
             return self._dense(flat).holding(index, flat)
@@ -108,6 +114,31 @@ class Touched:
         """
         return torch.where(self.count.index_select(0, at) > 0, self.changed(at, original), original)
 
+    def expected(self, index: Tensor, at: Tensor, original: Tensor) -> Tensor:
+        """The same as `current`, from what was last written where that is known.
+
+        Args:
+            index: Flat positions of entries.
+            at: Their `places`.
+            original: Their original values.
+
+        Returns:
+            Values, in the parameter's dtype.
+        """
+        return self.current(at, original) if self.written is None else self.written.index_select(0, index)
+
+    def write(self, flat: Tensor, index: Tensor, values: Tensor) -> None:
+        """Write to the parameter.
+
+        Args:
+            flat: The parameter, (n,).
+            index: Flat positions; they may repeat, with the same value.
+            values: What to write.
+        """
+        flat.scatter_(0, index, values)
+        if self.written is not None:
+            self.written.scatter_(0, index, values)
+
     def shift(self, at: Tensor, change: Tensor, by: int | Tensor) -> None:
         """Add changes, or take them off.
 
@@ -155,6 +186,7 @@ class Touched:
     def _dense(self, flat: Tensor) -> Touched:
         total = torch.zeros(len(flat), dtype=torch.int64, device=flat.device)
         out = Touched(None, flat.clone(), total, torch.zeros_like(total, dtype=torch.int32), len(flat))
+        out.written = flat.clone()
         if self.index is not None and len(self.index):
             out.original[self.index], out.total[self.index] = self.original, self.total
             out.count[self.index] = self.count

@@ -164,9 +164,7 @@ class Bench:
         own = {p.layers: self.profiles.healing(i) for i, p in enumerate(self.profiles.profiles)}
         if name == "static-spans" and own.keys() >= set(chosen):  # healed and trained already, by the gates' fit
             return Contender(name, tuple((layers, own[layers]) for layers in chosen), weights)
-        healing = heal(
-            self.loaded, self.fit.material.train, chosen, shares, settings=self.settings, runner=self.fit.runner
-        )
+        healing = heal(self.loaded, self.fit.material, chosen, shares, settings=self.settings, runner=self.fit.runner)
         return Contender(name, tuple((own, healing) for own in chosen), weights)
 
     def _importance(self, name: str) -> Tensor:

@@ -1,4 +1,8 @@
-"""Healing trained by gradient: the skipped model is to say what the full, edited model says (KL)."""
+"""Healing trained by gradient: the skipped model is to say what the full, edited model says (KL), edits' answers first.
+
+An edit's training ends once its answer is likely enough, so that a small change of the distribution can turn the first
+choice. On the tokens of the answers, which the user asked for, a cross-entropy is added.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import nll_loss
 
 from roseedit.hadskip.healing import entering
 from roseedit.hadskip.paths import Healing, executing
@@ -26,6 +31,7 @@ class DistilSettings:
         lr: Adam's largest step size, falling to a tenth as a cosine.
         positions: Share of positions looked at.
         seed: Of the draws.
+        answer_weight: Weight of the edits' own answers.
     """
 
     steps: int = 60
@@ -33,6 +39,7 @@ class DistilSettings:
     lr: float = 1e-3
     positions: float = 0.5
     seed: int = 0
+    answer_weight: float = 1.0
 
 
 def trainable(healing: Healing) -> tuple[Healing, list[Tensor]]:
@@ -84,6 +91,7 @@ class Distillation:
         shares: How often each.
         healing: Where to start.
         settings: How.
+        answers: (sequences, tokens), True for the tokens of an edit's answer; None for none.
     """
 
     def __init__(
@@ -93,8 +101,11 @@ class Distillation:
         shares: Sequence[float],
         healing: Healing,
         settings: DistilSettings,
+        *,
+        answers: Tensor | None = None,
     ) -> None:
         self.teacher, self.settings = teacher, settings
+        self.answers = torch.zeros_like(teacher.ids, dtype=torch.bool) if answers is None else answers
         self.student, self.tensors = trainable(healing)
         sets = [set(layers) for layers in executed]
         self.paths = [executing(teacher.loaded, layers, self.student) for layers in sets]
@@ -127,14 +138,23 @@ class Distillation:
         self.step += 1
 
     def _loss(self, path: executing, generator: torch.Generator) -> Tensor:
-        """KL on the step's sequences; below the first skipped layer all states are the full model's, and stored."""
+        """KL on the step's sequences; below the first skipped layer all states are the full model's, and stored.
+
+        On the tokens of answers, their negative log-likelihood besides.
+        """
         teacher, settings = self.teacher, self.settings
         rows = rows_of_step(self.step, settings.rows, len(teacher.ids), settings.seed)
         where = some_positions(len(rows), teacher.ids.shape[1], settings.positions, generator)
-        wanted, loaded = teacher.logprobs(rows, where), teacher.loaded
+        wanted, loaded, n = teacher.logprobs(rows, where), teacher.loaded, len(where[0])
+        asked = self.answers[rows][:, 1:].nonzero(as_tuple=True)
+        every = torch.cat((where[0], asked[0])), torch.cat((where[1], asked[1]))
         with path, replaying(loaded.model, loaded.anatomy, self.entry, self.states[rows]), torch.enable_grad():
-            said = student_logprobs(loaded, teacher.ids[rows], where)
-        return kl(wanted, said).mean()
+            said = student_logprobs(loaded, teacher.ids[rows], every)
+        loss = kl(wanted, said[:n]).mean()
+        if not len(asked[0]) or not settings.answer_weight:
+            return loss
+        target = teacher.ids[rows][asked[0], asked[1] + 1].to(said.device)
+        return loss + settings.answer_weight * nll_loss(said[n:], target)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a resumed training needs beside its arguments."""

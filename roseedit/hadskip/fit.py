@@ -21,7 +21,7 @@ from roseedit.hadskip.gate import Gates, entry_features, gate_record
 from roseedit.hadskip.healing import entering, healing_cost, solve
 from roseedit.hadskip.homotopy import Homotopy
 from roseedit.hadskip.importance import Importance, initialise, leave_one_out
-from roseedit.hadskip.material import material
+from roseedit.hadskip.material import Material, material
 from roseedit.hadskip.measure import figures, text_scores
 from roseedit.hadskip.paths import Healing
 from roseedit.hadskip.profile import SLACK, SkipProfiles
@@ -85,7 +85,7 @@ class Fit:
         shares = shares_of(held, members, m.costs, min(fitting) if fitting else curve[-1][0])
         executed = [self._executed(own) for own in sets]
         trained = [max(share, LEAST_SHARE) for share in shares]
-        healing = heal(self.loaded, m.train, executed, trained, settings=self.settings, runner=self.runner)
+        healing = heal(self.loaded, m, executed, trained, settings=self.settings, runner=self.runner)
         halves = Healing.of_tensors({name: t.half() for name, t in healing.tensors().items()})
         return self._profiles(gates, executed, shares, curve=curve, healing=halves)
 
@@ -235,7 +235,7 @@ def rounded(gates: Gates) -> Gates:
 
 def heal(
     loaded: LoadedModel,
-    train: Tensor,
+    own: Material,
     executed: Sequence[tuple[int, ...]],
     shares: Sequence[float],
     *,
@@ -246,7 +246,7 @@ def heal(
 
     Args:
         loaded: The model.
-        train: (sequences, tokens).
+        own: What to heal on.
         executed: The sets.
         shares: How often each is used.
         settings: Kind, rank, steps.
@@ -259,13 +259,22 @@ def heal(
     if settings.healing == "none" or not skipped:
         return Healing()
     with bar(skipped[-1] + 1 - skipped[0], "solving", runner.show) as tell:
-        rows = train[: settings.solve_sequences]
+        rows = own.train[: settings.solve_sequences]
         start = solve(loaded, rows, skipped, kind=settings.healing, rank=settings.rank, progress=tell)
     if not settings.healing_steps:
         return start
-    how = DistilSettings(settings.healing_steps, settings.rows, settings.healing_lr, settings.positions, settings.seed)
+    how = DistilSettings(
+        settings.healing_steps,
+        settings.rows,
+        settings.healing_lr,
+        settings.positions,
+        settings.seed,
+        settings.answer_weight,
+    )
     with runner.arithmetic():
-        training = Distillation(runner.teacher(train, training=True), executed, shares, start, how)
+        training = Distillation(
+            runner.teacher(own.train, training=True), executed, shares, start, how, answers=own.answers
+        )
     runner.advance(training, settings.healing_steps, "healing", [[list(e) for e in executed], list(shares)])
     return training.healing
 

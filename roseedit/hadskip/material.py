@@ -18,6 +18,7 @@ from roseedit.hadskip.costs import layer_costs
 from roseedit.hadskip.paths import protected_layers
 from roseedit.hadskip.settings import HadSkipHparams
 from roseedit.hadskip.texts import read_text, token_rows
+from roseedit.models.encoding import encode_pair
 from roseedit.models.load import LoadedModel
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ class Material:
 
     Attributes:
         train: (sequences, tokens).
+        answers: The same shape, True for the tokens of an edit's answer, end mark included.
         held_out: (sequences, tokens), for calibration.
         layers: The layers that may be skipped.
         entry: The layer whose input the gates see, the first of these.
@@ -37,6 +39,7 @@ class Material:
     """
 
     train: Tensor
+    answers: Tensor
     held_out: Tensor
     layers: tuple[int, ...]
     entry: int
@@ -77,10 +80,13 @@ def material(loaded: LoadedModel, settings: HadSkipHparams, edits: Sequence[Edit
     n_edits = round(settings.edit_share * settings.sequences) if edits else 0
     text = text_rows(loaded, settings, settings.sequences - n_edits)
     train, held_out = text[: -settings.held_out], text[-settings.held_out :]
+    answers = torch.zeros_like(train, dtype=torch.bool)
     if n_edits:
-        train = torch.cat((edit_rows(loaded, edits, settings.tokens, n_edits, settings.seed), train))
-        train = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(settings.seed))]
-    return Material(train, held_out, layers, layers[0], torch.tensor([shares[i] for i in layers]), fixed)
+        rows, own = edit_rows(loaded, edits, settings.tokens, n_edits, settings.seed)
+        train, answers = torch.cat((rows, train)), torch.cat((own, answers))
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(settings.seed))
+        train, answers = train[order], answers[order]
+    return Material(train, answers, held_out, layers, layers[0], torch.tensor([shares[i] for i in layers]), fixed)
 
 
 def text_rows(loaded: LoadedModel, settings: HadSkipHparams, wanted: int) -> Tensor:
@@ -99,7 +105,7 @@ def text_rows(loaded: LoadedModel, settings: HadSkipHparams, wanted: int) -> Ten
     """
     whole = token_rows(loaded, read_text(settings.text), settings.tokens, seed=settings.seed)
     found = min(wanted, len(whole) - settings.held_out)
-    if found < settings.rows:
+    if found < min(settings.rows, wanted):
         got = f"a text of {len(whole)} sequences of {settings.tokens} tokens"
         allowed = f"{settings.rows + settings.held_out} or more: rows of a step and those held out"
         raise DataError(refusal(got, allowed, "Give more text, or lower tokens, rows or held_out."))
@@ -122,7 +128,7 @@ def skippable(loaded: LoadedModel, protect: Sequence[int] = ()) -> tuple[int, ..
     return tuple(i for i in range(loaded.anatomy.n_layers) if i not in kept)
 
 
-def edit_rows(loaded: LoadedModel, edits: Sequence[Edit], tokens: int, rows: int, seed: int) -> Tensor:
+def edit_rows(loaded: LoadedModel, edits: Sequence[Edit], tokens: int, rows: int, seed: int) -> tuple[Tensor, Tensor]:
     """Sequences made of the edits' prompts and answers, every edit about equally often.
 
     Args:
@@ -133,19 +139,20 @@ def edit_rows(loaded: LoadedModel, edits: Sequence[Edit], tokens: int, rows: int
         seed: Of the order of the edits.
 
     Returns:
-        (rows, tokens).
+        (rows, tokens), and the same shape, True for the tokens of an answer.
     """
-    tokenizer, end = loaded.tokenizer, loaded.tokenizer.eos_token_id
-    facts = [f"{r.prompt} {r.target_new}" for edit in edits for r in edit.requests]
-    encoded = [[*tokenizer(fact, add_special_tokens=False)["input_ids"], end] for fact in facts]
+    requests = [request for edit in edits for request in edit.requests]
+    encoded = [encode_pair(loaded.tokenizer, r.prompt, r.target_new, end_mark=True) for r in requests]
     generator = torch.Generator().manual_seed(seed)
     stream = itertools.chain.from_iterable(
         torch.randperm(len(encoded), generator=generator).tolist() for _ in itertools.count()
     )
     out = []
     for _ in range(rows):
-        row: list[int] = []
+        row: list[tuple[int, bool]] = []
         while len(row) < tokens:
-            row += encoded[next(stream)]
+            fact = encoded[next(stream)]
+            row += [(token, i >= fact.start) for i, token in enumerate(fact.ids)]
         out.append(row[:tokens])
-    return torch.tensor(out)
+    both = torch.tensor(out)
+    return both[..., 0], both[..., 1].bool()

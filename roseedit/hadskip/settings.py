@@ -24,6 +24,7 @@ class HadSkipHparams(Hparams):
     sequences: int = value(192, "most sequences for training; a shorter text gives what it has", low=4)
     held_out: int = value(48, "sequences for calibration, never trained on", low=2)
     judged: int = value(24, "sequences of the leave-one-out sweep (I1, I2)", low=2)
+    answer_weight: float = value(1.0, "weight of the edits' own answers in the training of the healing", low=0)
     edit_share: float = value(0.5, "share of training sequences that hold the edits' answers", low=0, high=0.9)
 
     init: str = value("spans", "start of the gates", choices=INITS)

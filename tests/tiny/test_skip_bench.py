@@ -137,9 +137,16 @@ def test_edits_are_protected_trained_on_and_scored(
     )
     edit = Edit(Delta.from_factors({p.module_name: p}, {p.module_name: factors}), requests, {}, "f" * 64, "tiny")
     live_edits(loaded.model).apply(edit.delta)
-    rows = edit_rows(loaded, [edit], 12, 5, 0)
-    said = [loaded.tokenizer.decode(row) for row in edit_rows(loaded, [edit], 40, 3, 0)]
-    assert rows.shape == (5, 12)
+    rows, answers = edit_rows(loaded, [edit], 12, 5, 0)
+    assert rows.shape == answers.shape == (5, 12)
+    rows, answers = edit_rows(loaded, [edit], 40, 3, 0)
+    said = [loaded.tokenizer.decode(row) for row in rows]
+    named = {
+        loaded.tokenizer.decode(row[own]).replace("<|end|>", " ").strip()
+        for row, own in zip(rows, answers, strict=True)
+    }
+    assert {word for text in named for word in text.split()} == {"Rome"}
+    assert any("Rome<|end|>" in loaded.tokenizer.decode(row[own]) for row, own in zip(rows, answers, strict=True))
     assert all(text.startswith("The Tower") for text in said)
     assert all(any(f"The Tower{i} is in Rome<|end|>" in text for text in said) for i in range(3)), said
     profiles = Fit(loaded, small, [edit], work=tmp_path).run()

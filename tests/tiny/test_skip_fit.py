@@ -11,15 +11,16 @@ from torch import nn
 
 from roseedit.errors import BudgetError, DataError
 from roseedit.hadskip.choosing import PromptBatch, chooser_of
+from roseedit.hadskip.distil import Distillation, DistilSettings
 from roseedit.hadskip.files import load_profiles, save_profiles
 from roseedit.hadskip.fit import Fit
 from roseedit.hadskip.material import material
 from roseedit.hadskip.measure import figures, text_scores
-from roseedit.hadskip.paths import executing
+from roseedit.hadskip.paths import Healing, executing
 from roseedit.hadskip.profile import SkipProfiles
 from roseedit.hadskip.runner import SAVE_EVERY
 from roseedit.hadskip.settings import HadSkipHparams
-from roseedit.hadskip.teacher import Teacher
+from roseedit.hadskip.teacher import Teacher, student_logprobs
 from roseedit.hadskip.texts import token_rows
 from roseedit.models.load import LoadedModel
 from roseedit.models.replay import capture_activations
@@ -177,3 +178,23 @@ def test_a_short_text_gives_what_it_has(
     (tmp_path / "few.txt").write_text("The Tower is in the city of Rome. " * 4)
     with pytest.raises(DataError, match="allowed: 12 or more"):
         material(loaded, settings(tmp_path / "few.txt"))
+
+
+def test_answers_of_edits_are_asked_for_besides_the_full_models_words(tiny: Make, text: Path) -> None:
+    loaded = tiny("llama", num_hidden_layers=N)
+    teacher, answers = Teacher.of(loaded, material(loaded, settings(text)).train), torch.zeros(12, 12, dtype=torch.bool)
+    answers[:, 5:7] = True
+    start = Healing({3: torch.ones(loaded.anatomy.hidden_size), 4: torch.ones(loaded.anatomy.hidden_size)})
+    kept = [i for i in range(N) if i not in {3, 4}]
+
+    def likelihood(weight: float) -> float:
+        how = DistilSettings(steps=30, rows=4, lr=2e-2, answer_weight=weight)
+        training = Distillation(teacher, [kept], [1.0], start, how, answers=answers)
+        for _ in range(30):
+            training.advance()
+        where = (answers[:, 1:]).nonzero(as_tuple=True)
+        with executing(loaded, kept, training.healing), torch.no_grad():
+            said = student_logprobs(loaded, teacher.ids, where)
+        return float(said.gather(1, teacher.ids[where[0], where[1] + 1][:, None]).mean())
+
+    assert likelihood(5.0) > likelihood(0.0) + 0.01

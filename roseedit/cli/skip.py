@@ -11,6 +11,8 @@ import typer
 from rich.table import Table
 
 from roseedit.cli.console import out
+from roseedit.cli.skip_encoder import CLASSIFY_EXAMPLES, classify, fit_classifier
+from roseedit.cli.skip_encoder import FIT_EXAMPLES as CLASSIFIER_EXAMPLES
 from roseedit.errors import SkipError, refusal
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from roseedit.models.load import LoadedModel
 
 app = typer.Typer(help="HadSkip: gates that skip layers of the edited model, within a budget.", no_args_is_help=True)
+app.command(name="fit-classifier", help=CLASSIFIER_EXAMPLES)(fit_classifier)
+app.command(help=CLASSIFY_EXAMPLES)(classify)
 FIT_EXAMPLES = """
 Fit gates and healing on the model as it is served, edits applied. The backbone is not changed.
 

@@ -1,0 +1,115 @@
+"""The gates of an encoder: one per layer that may be skipped, each asked when its layer is reached.
+
+    s_l = w_l . LN(p(x_{l-1})) + a_l         p: first token, mean over real tokens, or both side by side
+    open when s_l > theta                    theta: one number, calibrated on held-out training data
+
+In training values are hard with the gradient of soft ones (`straight_through`), noisy, and theta follows the budget of
+the moment; at inference there is no noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from roseedit.hadskip.gate import straight_through
+
+FEATURES = ("first", "mean", "both")
+
+
+def pooled(x: Tensor, mask: Tensor, feature: str) -> Tensor:
+    """One vector per row.
+
+    Args:
+        x: (rows, tokens, hidden).
+        mask: (rows, tokens), 1 for real tokens.
+        feature: `"first"` for the first token, `"mean"` over real tokens, or `"both"`.
+
+    Returns:
+        (rows, hidden), or (rows, 2 * hidden) for both; float32.
+    """
+    first = x[:, 0].float()
+    if feature == "first":
+        return first
+    weights = mask.to(x.device).float()[..., None]
+    mean = (x.float() * weights).sum(1) / weights.sum(1)
+    return mean if feature == "mean" else torch.cat((first, mean), -1)
+
+
+class EncoderGates(nn.Module):
+    """Gates of the layers that may be skipped.
+
+    Args:
+        layers: These layers.
+        hidden_size: Width of the states.
+        feature: What a gate sees; one of `FEATURES`.
+        open_bias: Start of every a_l: open.
+
+    Attributes:
+        weight: (layers, features), w_l.
+        bias: (layers,), a_l.
+        theta: Scalar buffer, the threshold.
+    """
+
+    theta: Tensor
+
+    def __init__(self, layers: Sequence[int], hidden_size: int, feature: str, open_bias: float = 3.0) -> None:
+        super().__init__()
+        self.layers, self.feature = tuple(layers), feature
+        width = hidden_size * (2 if feature == "both" else 1)
+        self.weight = nn.Parameter(torch.zeros(len(self.layers), width))
+        self.bias = nn.Parameter(torch.full((len(self.layers),), float(open_bias)))
+        self.register_buffer("theta", torch.tensor(0.0))
+
+    def seen(self, x: Tensor, mask: Tensor) -> Tensor:
+        """What a gate sees.
+
+        Args:
+            x: (rows, tokens, hidden), what enters its layer.
+            mask: (rows, tokens).
+
+        Returns:
+            (rows, features), normalised.
+        """
+        both = pooled(x, mask, self.feature)
+        return nn.functional.layer_norm(both, both.shape[-1:])
+
+    def score(self, layer: int, x: Tensor, mask: Tensor) -> Tensor:
+        """s_l less theta; positive is open.
+
+        Args:
+            layer: One of `layers`.
+            x: (rows, tokens, hidden), what enters it.
+            mask: (rows, tokens).
+
+        Returns:
+            (rows,).
+        """
+        j = self.layers.index(layer)
+        return self.seen(x, mask) @ self.weight[j] + self.bias[j] - self.theta
+
+
+class GateRouter:
+    """Routes by gates.
+
+    Args:
+        gates: The gates.
+        temperature: Of the soft gates whose gradient is used; None at inference.
+        generator: Source of the noise; None for none.
+    """
+
+    def __init__(
+        self, gates: EncoderGates, temperature: float | None = None, generator: torch.Generator | None = None
+    ) -> None:
+        self.gates, self.temperature, self.generator = gates, temperature, generator
+
+    def decide(self, layer: int, x: Tensor, mask: Tensor) -> Tensor | None:
+        """See `Router`."""
+        if layer not in self.gates.layers:
+            return None
+        scores = self.gates.score(layer, x, mask)
+        if self.temperature is None:
+            return (scores > 0).float()
+        return straight_through(scores, self.temperature, self.generator)

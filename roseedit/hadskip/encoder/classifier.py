@@ -28,6 +28,22 @@ class Output:
     pooled: Tensor | None
 
 
+def zero_linear(d_in: int, d_out: int) -> nn.Linear:
+    """A linear map of zeros: no random start to seed, and the first gradient sets its direction.
+
+    Args:
+        d_in: Length of its input.
+        d_out: Length of its output.
+
+    Returns:
+        The map.
+    """
+    made: nn.Linear = nn.utils.skip_init(nn.Linear, d_in, d_out)
+    for parameter in made.parameters():
+        nn.init.zeros_(parameter)
+    return made
+
+
 class EncoderClassifier(nn.Module):
     """Encoder, dropout and one linear map on the pooled last state.
 
@@ -46,9 +62,7 @@ class EncoderClassifier(nn.Module):
         self.encoder: nn.Module = loaded.model
         self.parts, self.tokenizer, self.name = loaded.parts, loaded.tokenizer, loaded.name
         self.pooling, self.dropout, self.n_classes = pooling, dropout, n_classes
-        self.head = nn.Linear(loaded.parts.hidden_size, n_classes)
-        nn.init.zeros_(self.head.weight)  # zero: no random start to seed, and the first gradient sets its direction
-        nn.init.zeros_(self.head.bias)
+        self.head = zero_linear(loaded.parts.hidden_size, n_classes)
 
     def forward(
         self,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from roseedit.errors import SkipError, refusal
-from roseedit.hadskip.encoder.classifier import EncoderClassifier, Output
+from roseedit.hadskip.encoder.classifier import EncoderClassifier, Output, zero_linear
 from roseedit.hadskip.encoder.data import Encoded
 from roseedit.hadskip.encoder.measure import threshold_for
 from roseedit.hadskip.encoder.settings import EncoderHparams
@@ -36,9 +36,7 @@ class Exits(nn.Module):
 
     def __init__(self, n_layers: int, hidden_size: int, n_classes: int) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(nn.Linear(hidden_size, n_classes) for _ in range(n_layers - 1))
-        for parameter in self.parameters():
-            nn.init.zeros_(parameter)
+        self.heads = nn.ModuleList(zero_linear(hidden_size, n_classes) for _ in range(n_layers - 1))
 
     def forward(self, output: Output) -> Tensor:
         """Logits after every layer.
@@ -124,7 +122,7 @@ def entropy_depths(logits: Tensor, threshold: float) -> Tensor:
     Returns:
         (rows,), from 1.
     """
-    entropy = torch.special.entr(logits.softmax(-1)).sum(-1)
+    entropy = torch.special.entr(logits.double().softmax(-1)).sum(-1)
     return _first_true(entropy < threshold)
 
 
@@ -216,7 +214,11 @@ def calibrate_exit(rule: str, logits: Tensor, budget: float) -> ExitRule:
     n = logits.shape[1]
     if rule == "entropy":
         top = math.log(logits.shape[2]) + 1e-3
-        threshold = threshold_for(lambda t: float(entropy_depths(logits, t).float().mean()) / n, budget, 0.0, top)
+
+        def cost_of(threshold: float) -> float:
+            return float(entropy_depths(logits, threshold).float().mean()) / n
+
+        threshold = threshold_for(cost_of, budget, 0.0, top, halvings=60)
         return ExitRule(rule, (threshold, threshold), 1.0)
     costs = [float(patience_depths(logits, t).float().mean()) / n for t in range(n + 1)]
     above = next((t for t, cost in enumerate(costs) if cost >= budget), n)

@@ -38,6 +38,28 @@ def pooled(x: Tensor, mask: Tensor, feature: str) -> Tensor:
     return mean if feature == "mean" else torch.cat((first, mean), -1)
 
 
+def theta_at(scores: Tensor, share: float, *, noisy: bool) -> float:
+    """The threshold at which a share of gates is open.
+
+    Args:
+        scores: s_l before any threshold, any shape.
+        share: Share of them that is to be open, in [0, 1].
+        noisy: In expectation over the noise of training, P(s + n > theta) = sigmoid(s - theta); else without noise.
+
+    Returns:
+        theta.
+    """
+    flat = scores.flatten().double()
+    if not noisy:
+        return float(torch.quantile(flat, 1.0 - share))
+    low, high = float(flat.min()) - 20.0, float(flat.max()) + 20.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        open_share = float(torch.sigmoid(flat - middle).mean())
+        low, high = (middle, high) if open_share > share else (low, middle)
+    return (low + high) / 2
+
+
 class EncoderGates(nn.Module):
     """Gates of the layers that may be skipped.
 
@@ -88,7 +110,8 @@ class EncoderGates(nn.Module):
             (rows,).
         """
         j = self.layers.index(layer)
-        return self.seen(x, mask) @ self.weight[j] + self.bias[j] - self.theta
+        products = self.seen(x, mask) * self.weight[j]  # no matrix product: autocast would round scores to bfloat16
+        return products.sum(-1) + self.bias[j] - self.theta
 
 
 class GateRouter:
@@ -104,12 +127,14 @@ class GateRouter:
         self, gates: EncoderGates, temperature: float | None = None, generator: torch.Generator | None = None
     ) -> None:
         self.gates, self.temperature, self.generator = gates, temperature, generator
+        self.scores: list[Tensor] = []  # (rows,) per gated layer, theta added back
 
     def decide(self, layer: int, x: Tensor, mask: Tensor) -> Tensor | None:
         """See `Router`."""
         if layer not in self.gates.layers:
             return None
         scores = self.gates.score(layer, x, mask)
+        self.scores.append(scores.detach() + self.gates.theta)
         if self.temperature is None:
             return (scores > 0).float()
         return straight_through(scores, self.temperature, self.generator)

@@ -71,7 +71,8 @@ def load_encoder(name: str, *, device: str = "cpu", revision: str | None = None)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **local)
         options = {"use_safetensors": True, "dtype": torch.float32, "attn_implementation": "eager"}
-        model: Any = AutoModel.from_pretrained(source, **options, **local)
+        with torch.random.fork_rng(devices=[]):  # weights that a file lacks, an unused pooler's, are drawn
+            model: Any = AutoModel.from_pretrained(source, **options, **local)
     except (OSError, ValueError, KeyError) as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         allowed = f"a hub id, a local folder, or {', '.join(ALIASES)}"

@@ -73,7 +73,9 @@ def judge(classifier: EncoderClassifier, data: Encoded, router: Router | None = 
     return Judged(logits.cpu()[back], run.cpu()[back], seconds)
 
 
-def threshold_for(cost_of: Callable[[float], float], budget: float, low: float, high: float) -> float:
+def threshold_for(
+    cost_of: Callable[[float], float], budget: float, low: float, high: float, *, halvings: int = HALVINGS
+) -> float:
     """The threshold whose mean cost is nearest to a budget without exceeding it.
 
     Args:
@@ -81,17 +83,18 @@ def threshold_for(cost_of: Callable[[float], float], budget: float, low: float, 
         budget: The mean cost that is wanted.
         low: A threshold that costs too much.
         high: One that costs little enough.
+        halvings: Most costs that are asked for.
 
     Returns:
         The threshold, found by halving.
     """
     best, best_cost = high, float("-inf")
-    for _ in range(HALVINGS):
+    for _ in range(halvings):
         middle = (low + high) / 2
         cost = cost_of(middle)
         if cost <= budget + 1e-9:
             high = middle
-            if cost > best_cost:
+            if cost >= best_cost:
                 best, best_cost = middle, cost
         else:
             low = middle

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from roseedit.hadskip.encoder.classifier import EncoderClassifier, Output
 from roseedit.hadskip.encoder.data import Encoded
-from roseedit.hadskip.encoder.gates import EncoderGates, GateRouter
+from roseedit.hadskip.encoder.gates import EncoderGates, GateRouter, theta_at
 from roseedit.hadskip.encoder.routing import Router
 from roseedit.hadskip.encoder.settings import EncoderHparams
 from roseedit.hadskip.homotopy import Homotopy, budget_hinge
@@ -20,7 +21,7 @@ from roseedit.models.lowp import native_bfloat16
 from roseedit.progress import bar
 
 SOFTNESS = 2.0  # temperature of the distillation
-FOLLOW = 0.3  # how fast theta follows the mean cost in training, per step
+RECENT = 8  # steps whose scores set theta in training
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,7 @@ class GateTraining:
         self.draws = torch.Generator().manual_seed(settings.seed + 1)
         self.inside = arithmetic(settings, student.head.weight.device)
         self.history: list[dict[str, float]] = []
+        self.recent: deque[Tensor] = deque(maxlen=RECENT)
 
     def run(self, show: bool = False) -> None:
         """Train.
@@ -256,7 +258,7 @@ class GateTraining:
         optimise(groups, batches, self.loss_of, self.settings, what="gates", show=show)
 
     def loss_of(self, step: int, rows: Tensor) -> Tensor:
-        """The loss of one step; theta is moved towards the budget of the moment.
+        """The loss of one step; theta is such that the gates, by recent scores, spend the budget of the moment.
 
         Args:
             step: From 0.
@@ -265,15 +267,23 @@ class GateTraining:
         Returns:
             A scalar.
         """
-        plan, device = self.plan, self.student.head.weight.device
-        router = GateRouter(self.gates, plan.temperature_at(step), self.draws if plan.noisy_at(step) else None)
+        plan, device, noisy = self.plan, self.student.head.weight.device, self.plan.noisy_at(step)
+        if self.recent:
+            self.gates.theta.fill_(theta_at(torch.cat(list(self.recent)), self._open_share(step), noisy=noisy))
+        router = GateRouter(self.gates, plan.temperature_at(step), self.draws if noisy else None)
         with self.inside():
             keep = self.targets.pooled is not None
             batch = self.data.batch(rows, device)
             output = self.student(batch, router, mix=True, keep=keep, generator=self.draws)
         cost = output.run.mean()
-        self.gates.theta += FOLLOW * (cost.detach() - plan.budget_at(step))
+        self.recent.append(torch.stack(router.scores, 1))
         self.history.append({"cost": float(cost.detach()), "budget": plan.budget_at(step)})
         labels = self.data.labels[rows].to(device)
         loss = student_loss(output, labels, rows, self.targets, self.settings)
         return loss + plan.penalty_at(step) * budget_hinge(cost, plan.budget_at(step))
+
+    def _open_share(self, step: int) -> float:
+        """Share of the gates that may be open; 0.999 stands for all, where no threshold would be low enough."""
+        n_layers, gated = self.student.parts.n_layers, len(self.gates.layers)
+        share = (self.plan.budget_at(step) * n_layers - (n_layers - gated)) / gated
+        return min(0.999, max(0.0, share))

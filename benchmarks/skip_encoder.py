@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from common import machine
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from roseedit.hadskip.encoder.compare import score, speed_up
 from roseedit.hadskip.encoder.data import TASKS, Encoded, read_task
@@ -29,6 +31,7 @@ from roseedit.hadskip.encoder.settings import EncoderHparams
 from roseedit.hparams import as_mapping, from_mapping, read_yaml
 
 METHODS = ("full", "gates", *STATIC, *RULES)
+OF_FULL = ("model", "seed", "max_tokens", "held_out", "pooling", "dropout", "rows", "epochs", "lr", "weight_decay")
 Line = dict[str, Any]
 
 
@@ -69,6 +72,21 @@ def run_method(fit: ClassifierFit, method: str, dev: Encoded, timed: bool) -> li
     return [line_of(method, found.correct(dev.labels), found.cost, layers=sorted(fixed.layers))]
 
 
+def finetune_once(fit: ClassifierFit, path: Path) -> None:
+    """Fine-tune, or take the weights that an earlier call with the same settings left."""
+    whole = as_mapping(fit.settings)
+    wanted = {"settings": json.dumps({name: whole[name] for name in OF_FULL})}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file():
+        with safe_open(path, "pt") as found:
+            same = found.metadata() == wanted
+        if same:
+            fit.full.load_state_dict(load_file(path))
+            return
+    fit.finetune()
+    save_file(fit.full.state_dict(), path, wanted)
+
+
 def run_seed(
     settings: EncoderHparams, task: str, methods: Sequence[str], out: Path, *, timed: bool, show: bool
 ) -> None:
@@ -81,7 +99,7 @@ def run_seed(
     train, dev = read_task(task)
     fit = ClassifierFit(settings, train, show=show)
     data = fit.encode(dev)
-    fit.finetune()
+    finetune_once(fit, out.with_suffix(".full") / f"{task}-{settings.seed}.safetensors")
     while missing:
         start = time.perf_counter()
         lines = run_method(fit, missing[0], data, timed)

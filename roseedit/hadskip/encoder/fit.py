@@ -140,6 +140,14 @@ class ClassifierFit:
         """What dropping each layer alone does to the fine-tuned full model."""
         return sweep(self.full, self._open_gates(), self.train, self.settings.judged)
 
+    @cached_property
+    def found_for_gates(self) -> Sweep:
+        """What dropping each layer does, in the way that the gates start from."""
+        kind = self.settings.sweep
+        if kind == "alone":
+            return self.found
+        return sweep(self.full, self._open_gates(), self.train, self.settings.judged, kind)
+
     def _open_gates(self) -> EncoderGates:
         gates = EncoderGates(self.gated, self.full.parts.hidden_size, self.settings.feature)
         return gates.to(self.full.head.weight.device)
@@ -151,7 +159,7 @@ class ClassifierFit:
             The copy and its gates.
         """
         settings, student, gates = self.settings, copy.deepcopy(self.full), self._open_gates()
-        initialise(gates, settings.init, None if settings.init == "I0" else self.found, settings.budget)
+        initialise(gates, settings.init, None if settings.init == "I0" else self.found_for_gates, settings.budget)
         GateTraining(student, gates, self.train, self.targets, settings).run(self.show)
         return Gated(student, gates, calibrate(student, gates, self.held_out, settings.budget))
 

@@ -38,24 +38,25 @@ def pooled(x: Tensor, mask: Tensor, feature: str) -> Tensor:
     return mean if feature == "mean" else torch.cat((first, mean), -1)
 
 
-def theta_at(scores: Tensor, share: float, *, noisy: bool) -> float:
+def theta_at(scores: Tensor, share: float, noise: float) -> float:
     """The threshold at which a share of gates is open.
 
     Args:
         scores: s_l before any threshold, any shape.
         share: Share of them that is to be open, in [0, 1].
-        noisy: In expectation over the noise of training, P(s + n > theta) = sigmoid(s - theta); else without noise.
+        noise: Scale k of the noise n, over which the share is the expected one,
+            P(s + k n > theta) = sigmoid((s - theta) / k); 0 for none.
 
     Returns:
         theta.
     """
     flat = scores.flatten().double()
-    if not noisy:
+    if not noise:
         return float(torch.quantile(flat, 1.0 - share))
-    low, high = float(flat.min()) - 20.0, float(flat.max()) + 20.0
+    low, high = float(flat.min()) - 20 * noise, float(flat.max()) + 20 * noise
     for _ in range(40):
         middle = (low + high) / 2
-        open_share = float(torch.sigmoid(flat - middle).mean())
+        open_share = float(torch.sigmoid((flat - middle) / noise).mean())
         low, high = (middle, high) if open_share > share else (low, middle)
     return (low + high) / 2
 
@@ -121,12 +122,17 @@ class GateRouter:
         gates: The gates.
         temperature: Of the soft gates whose gradient is used; None at inference.
         generator: Source of the noise; None for none.
+        noise: Its scale, above 0.
     """
 
     def __init__(
-        self, gates: EncoderGates, temperature: float | None = None, generator: torch.Generator | None = None
+        self,
+        gates: EncoderGates,
+        temperature: float | None = None,
+        generator: torch.Generator | None = None,
+        noise: float = 1.0,
     ) -> None:
-        self.gates, self.temperature, self.generator = gates, temperature, generator
+        self.gates, self.temperature, self.generator, self.noise = gates, temperature, generator, noise
         self.scores: list[Tensor] = []  # (rows,) per gated layer, theta added back
 
     def decide(self, layer: int, x: Tensor, mask: Tensor) -> Tensor | None:
@@ -137,4 +143,4 @@ class GateRouter:
         self.scores.append(scores.detach() + self.gates.theta)
         if self.temperature is None:
             return (scores > 0).float()
-        return straight_through(scores, self.temperature, self.generator)
+        return straight_through(scores / self.noise, self.temperature / self.noise, self.generator)

@@ -10,6 +10,7 @@ from roseedit.hparams import Hparams, value
 from roseedit.models.lowp import ARITHMETIC
 
 STARTS = ("I0", "I1", "I2")
+SWEEPS = ("alone", "above")
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,10 @@ class EncoderHparams(Hparams):
     gate_lr: float = value(1e-3, "largest step size of the gates", above=0.0)
     feature: str = value("both", "what a gate sees of its input", choices=FEATURES)
     init: str = value("I2", "start of the gates", choices=STARTS)
+    sweep: str = value("above", "what the sweep drops: a layer alone, or it and all above", choices=SWEEPS)
     judged: int = value(256, "training inputs of the leave-one-out sweep (I1, I2)", low=8)
     homotopy: bool = value(True, "false: the final budget from the first step (ablation)")
+    noise: float = value(0.0, "scale of the logistic noise on scores in training", low=0.0)
     penalty: float = value(20.0, "largest weight of the budget's hinge", above=0.0)
     distil: float = value(1.0, "weight of the KL from the full model, at temperature 2", low=0.0)
     hidden: float = value(0.0, "weight of the distance of pooled states from the full model's", low=0.0)

@@ -11,7 +11,7 @@ from roseedit.errors import SkipError, refusal
 from roseedit.hadskip.encoder.classifier import EncoderClassifier
 from roseedit.hadskip.encoder.data import Encoded
 from roseedit.hadskip.encoder.gates import EncoderGates
-from roseedit.hadskip.encoder.routing import AllLayers, FixedLayers, routed
+from roseedit.hadskip.encoder.routing import FixedLayers
 from roseedit.hadskip.encoder.settings import STARTS
 
 KAPPA = 1.0  # how far a layer's importance moves its bias
@@ -19,11 +19,11 @@ KAPPA = 1.0  # how far a layer's importance moves its bias
 
 @dataclass(frozen=True)
 class Sweep:
-    """What dropping each layer alone does.
+    """What dropping each layer, alone or with all above it, does.
 
     Attributes:
         layers: The layers that may be skipped.
-        kl: (rows, layers), KL(full || without this layer) of the class distributions.
+        kl: (rows, layers), KL(full || without) of the class distributions.
         seen: (rows, layers, features), what each layer's gate sees in the full model.
     """
 
@@ -33,32 +33,44 @@ class Sweep:
 
 
 @torch.no_grad()
-def sweep(classifier: EncoderClassifier, gates: EncoderGates, data: Encoded, judged: int) -> Sweep:
-    """Drop each layer alone, on the first rows.
+def sweep(classifier: EncoderClassifier, gates: EncoderGates, data: Encoded, judged: int, kind: str = "alone") -> Sweep:
+    """Drop each layer, alone or with all above it, on the first rows.
 
     Args:
         classifier: The full model.
         gates: For the layers, and for what they see.
         data: Training rows, in random order.
         judged: How many of them.
+        kind: `"alone"` or `"above"`.
 
     Returns:
         What it did.
     """
-    device, losses, seen = classifier.head.weight.device, [], []
+    device, losses, look = classifier.head.weight.device, [], _Look(gates)
     for rows in torch.arange(min(judged, len(data))).split(64):
         batch = data.batch(rows, device)
-        mask = batch["attention_mask"]
-        with routed(classifier.encoder, classifier.parts, AllLayers(), mask, mix=False, keep_states=True) as trace:
-            classifier.encoder(**batch)
-        seen.append(torch.stack([gates.seen(trace.states[layer - 1], mask) for layer in gates.layers], 1).cpu())
-        full = torch.log_softmax(classifier(batch).logits, -1)
-        losses.append(torch.stack([_kl(full, _without(classifier, batch, layer)) for layer in gates.layers], 1).cpu())
-    return Sweep(gates.layers, torch.cat(losses), torch.cat(seen))
+        full = torch.log_softmax(classifier(batch, look).logits, -1)
+        others = [_without(classifier, batch, layer, kind) for layer in gates.layers]
+        losses.append(torch.stack([_kl(full, other) for other in others], 1).cpu())
+    seen = [torch.cat(look.seen[layer]) for layer in gates.layers]
+    return Sweep(gates.layers, torch.cat(losses), torch.stack(seen, 1))
 
 
-def _without(classifier: EncoderClassifier, batch: dict[str, Tensor], layer: int) -> Tensor:
-    kept = [i for i in range(classifier.parts.n_layers) if i != layer]
+class _Look:
+    """A router that runs everything and notes what the gates see."""
+
+    def __init__(self, gates: EncoderGates) -> None:
+        self.gates = gates
+        self.seen: dict[int, list[Tensor]] = {layer: [] for layer in gates.layers}
+
+    def decide(self, layer: int, x: Tensor, mask: Tensor) -> Tensor | None:
+        if layer in self.seen:
+            self.seen[layer].append(self.gates.seen(x, mask).cpu())
+        return None
+
+
+def _without(classifier: EncoderClassifier, batch: dict[str, Tensor], layer: int, kind: str) -> Tensor:
+    kept = [i for i in range(classifier.parts.n_layers) if i < layer or (kind == "alone" and i > layer)]
     return torch.log_softmax(classifier(batch, FixedLayers(kept)).logits, -1)
 
 

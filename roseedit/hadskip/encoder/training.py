@@ -267,10 +267,11 @@ class GateTraining:
         Returns:
             A scalar.
         """
-        plan, device, noisy = self.plan, self.student.head.weight.device, self.plan.noisy_at(step)
+        plan, device = self.plan, self.student.head.weight.device
+        noise = self.settings.noise if plan.noisy_at(step) else 0.0
         if self.recent:
-            self.gates.theta.fill_(theta_at(torch.cat(list(self.recent)), self._open_share(step), noisy=noisy))
-        router = GateRouter(self.gates, plan.temperature_at(step), self.draws if noisy else None)
+            self.gates.theta.fill_(theta_at(torch.cat(list(self.recent)), self._open_share(step), noise))
+        router = GateRouter(self.gates, plan.temperature_at(step), self.draws if noise else None, noise or 1.0)
         with self.inside():
             keep = self.targets.pooled is not None
             batch = self.data.batch(rows, device)

@@ -30,10 +30,10 @@ from roseedit.hadskip.encoder.data import Encoded, Example, n_classes, read_exam
 from roseedit.hadskip.encoder.exits import ExitRule, calibrate_exit, entropy_depths, exit_logits, patience_depths
 from roseedit.hadskip.encoder.files import GatedClassifier, load_classifier, save_classifier
 from roseedit.hadskip.encoder.fit import ClassifierFit, gated_layers
-from roseedit.hadskip.encoder.gates import EncoderGates, GateRouter, pooled
+from roseedit.hadskip.encoder.gates import EncoderGates, GateRouter, pooled, theta_at
 from roseedit.hadskip.encoder.load import ALIASES, LoadedEncoder, load_encoder
 from roseedit.hadskip.encoder.measure import calibrate, judge, threshold_for
-from roseedit.hadskip.encoder.routing import FixedLayers
+from roseedit.hadskip.encoder.routing import FixedLayers, RandomDepth
 from roseedit.hadskip.encoder.settings import EncoderHparams
 from roseedit.hadskip.encoder.starts import Sweep, initialise, sweep
 from roseedit.hadskip.encoder.structure import find_encoder
@@ -241,7 +241,7 @@ def test_training_comes_down_to_the_budget(folder: Path) -> None:
 
     fit = ClassifierFit(settings(folder, skip_epochs=12), examples(64))
     fit.finetune()
-    gates = fit._open_gates()
+    gates = fit._open_gates(fit.full)
     initialise(gates, "I1", fit.found, 0.5)
     training = GateTraining(fit.full, gates, fit.train, fit.targets, fit.settings)
     training.run()
@@ -261,10 +261,48 @@ def test_the_same_seed_gives_the_same_fit_and_leaves_global_draws_alone(folder: 
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_theta_opens_the_share_that_is_asked_for() -> None:
+    scores = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+    for share in (0.2, 0.5, 0.9):
+        assert (scores > theta_at(scores, share, 0.0)).float().mean() == pytest.approx(share, abs=1e-3)
+        soft = torch.sigmoid((scores - theta_at(scores, share, 0.7)) / 0.7)
+        assert soft.mean() == pytest.approx(share, abs=1e-3)
+
+
+def test_scores_are_float32_under_autocast(loaded: LoadedEncoder) -> None:
+    classifier, data = EncoderClassifier(loaded, 2), rows_of(loaded)
+    classifier.head.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    gates = EncoderGates((1,), HIDDEN, "mean", head=classifier.head)
+    gates.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    batch = data.batch(torch.arange(12))
+    x = loaded.model(**batch).last_hidden_state
+    exact = gates.score(1, x, batch["attention_mask"])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(gates.score(1, x, batch["attention_mask"]), exact)
+
+
+def test_gates_see_how_unsure_the_head_is(loaded: LoadedEncoder) -> None:
+    classifier = EncoderClassifier(loaded, 2)
+    gates = EncoderGates((1,), HIDDEN, "first", head=classifier.head)
+    x, mask = torch.randn(3, 5, HIDDEN, generator=torch.Generator().manual_seed(0)), torch.ones(3, 5)
+    assert torch.allclose(gates.seen(x, mask)[:, -1], torch.full((3,), 2.0).log())  # a head of zeros knows nothing
+    classifier.head.bias.data = torch.tensor([20.0, -20.0])
+    assert (gates.seen(x, mask)[:, -1] < 1e-6).all()
+    assert [name for name, _ in gates.named_parameters()] == ["weight", "bias"]
+
+
+def test_random_depths_are_prefixes(loaded: LoadedEncoder) -> None:
+    draws = torch.Generator().manual_seed(0)
+    classifier, data = EncoderClassifier(loaded, 2), rows_of(loaded)
+    run = classifier(data.batch(torch.arange(12)), RandomDepth(2, N, draws)).run
+    assert (run[:, 1:] <= run[:, :-1]).all()
+    assert set(run.sum(1).tolist()) == {2.0, 3.0, 4.0}
+
+
 def test_starts_are_nested(folder: Path) -> None:
     fit = ClassifierFit(settings(folder), examples(64))
     fit.finetune()
-    gates = fit._open_gates()
+    gates = fit._open_gates(fit.full)
     found = sweep(fit.full, gates, fit.train, 32)
     assert found.kl.shape == (32, 3) and (found.kl >= -1e-6).all()
     initialise(gates, "I0", None, 0.5)
@@ -273,9 +311,22 @@ def test_starts_are_nested(folder: Path) -> None:
     assert torch.equal(judged.logits, judge(fit.full, fit.held_out).logits)
     initialise(gates, "I1", found, 0.5)
     assert gates.bias.argsort().tolist() == found.kl.clamp(min=1e-6).log().mean(0).argsort().tolist()
-    bias = gates.bias.clone()
+    assert (gates.weight == 0).all()
     initialise(gates, "I2", found, 0.5)
-    assert torch.equal(gates.bias, bias) and (gates.weight != 0).any()
+    assert (gates.weight != 0).any()
+    z = (found.seen - gates.mean) / gates.scale
+    assert torch.allclose(z.mean(0), torch.zeros_like(gates.mean), atol=1e-4)
+
+
+def test_a_sweep_drops_one_layer_or_all_above(folder: Path) -> None:
+    fit = ClassifierFit(settings(folder), examples(64))
+    fit.finetune()
+    gates, batch = fit._open_gates(fit.full), fit.train.batch(torch.arange(8))
+    full = torch.log_softmax(fit.full(batch).logits, -1)
+    for kind, kept in (("alone", [0, 1, 3]), ("above", [0, 1])):
+        other = torch.log_softmax(fit.full(batch, FixedLayers(kept)).logits, -1)
+        wanted = (full.exp() * (full - other)).sum(-1)
+        assert torch.allclose(sweep(fit.full, gates, fit.train, 8, kind).kl[:, 1], wanted, atol=1e-5)
 
 
 def test_i2_learns_which_inputs_need_a_layer() -> None:

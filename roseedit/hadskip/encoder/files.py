@@ -131,6 +131,7 @@ def save_classifier(gated: GatedClassifier, folder: str | Path) -> Path:
         "pooling": classifier.pooling,
         "gated_layers": list(gates.layers),
         "feature": gates.feature,
+        "confidence": gates.confidence,
         "max_tokens": gated.max_tokens,
         "sentences": gated.sentences,
         "made_by": gated.made_by,
@@ -190,7 +191,9 @@ def _gated(source: Path, record: dict[str, Any], device: str) -> GatedClassifier
     if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
         raise ProfileFileError(refusal(f"{GATES} with NaN or infinity", "finite numbers", "Fit anew."))
     classifier = EncoderClassifier(loaded, int(record["n_classes"]), str(record["pooling"]))
-    gates = EncoderGates(record["gated_layers"], loaded.parts.hidden_size, str(record["feature"]))
+    head, width = classifier.head if record["confidence"] else None, loaded.parts.hidden_size
+    feature = str(record["feature"])
+    gates = EncoderGates(record["gated_layers"], width, feature, head=head, pooling=classifier.pooling)
     for module, prefix in ((classifier.head, "head."), (gates, "gates.")):
         module.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
     made_by, sentences = dict(record["made_by"]), int(record["sentences"])

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+
 from roseedit.errors import BudgetError, SkipError, refusal
 from roseedit.hadskip.baselines import baseline_set
 from roseedit.hadskip.encoder.classifier import EncoderClassifier
@@ -16,7 +18,7 @@ from roseedit.hadskip.encoder.exits import Exits, train_exits
 from roseedit.hadskip.encoder.gates import EncoderGates
 from roseedit.hadskip.encoder.load import load_encoder
 from roseedit.hadskip.encoder.measure import calibrate
-from roseedit.hadskip.encoder.routing import FixedLayers
+from roseedit.hadskip.encoder.routing import FixedLayers, RandomDepth
 from roseedit.hadskip.encoder.settings import EncoderHparams
 from roseedit.hadskip.encoder.starts import Sweep, initialise, sweep
 from roseedit.hadskip.encoder.structure import EncoderParts
@@ -138,19 +140,13 @@ class ClassifierFit:
     @cached_property
     def found(self) -> Sweep:
         """What dropping each layer alone does to the fine-tuned full model."""
-        return sweep(self.full, self._open_gates(), self.train, self.settings.judged)
+        return self._sweep(self.full, "alone")
 
-    @cached_property
-    def found_for_gates(self) -> Sweep:
-        """What dropping each layer does, in the way that the gates start from."""
-        kind = self.settings.sweep
-        if kind == "alone":
-            return self.found
-        return sweep(self.full, self._open_gates(), self.train, self.settings.judged, kind)
-
-    def _open_gates(self) -> EncoderGates:
-        gates = EncoderGates(self.gated, self.full.parts.hidden_size, self.settings.feature)
-        return gates.to(self.full.head.weight.device)
+    def _open_gates(self, classifier: EncoderClassifier) -> EncoderGates:
+        head = classifier.head if self.settings.confidence else None
+        width, feature = classifier.parts.hidden_size, self.settings.feature
+        gates = EncoderGates(self.gated, width, feature, head=head, pooling=classifier.pooling)
+        return gates.to(classifier.head.weight.device)
 
     def fit_gates(self) -> Gated:
         """Train gates along with a copy of the full model, and calibrate them.
@@ -158,10 +154,25 @@ class ClassifierFit:
         Returns:
             The copy and its gates.
         """
-        settings, student, gates = self.settings, copy.deepcopy(self.full), self._open_gates()
-        initialise(gates, settings.init, None if settings.init == "I0" else self.found_for_gates, settings.budget)
+        settings, student = self.settings, copy.deepcopy(self.full)
+        if settings.warm:
+            self._warm_up(student)
+        gates = self._open_gates(student)
+        found = None if settings.init == "I0" else self._sweep(student, settings.sweep)
+        initialise(gates, settings.init, found, settings.budget)
         GateTraining(student, gates, self.train, self.targets, settings).run(self.show)
         return Gated(student, gates, calibrate(student, gates, self.held_out, settings.budget))
+
+    def _warm_up(self, student: EncoderClassifier) -> None:
+        """Teach the encoder to end early: else a layer seems needed because ending before it was never learnt."""
+        settings, n = self.settings, student.parts.n_layers
+        draws = torch.Generator().manual_seed(settings.seed + 3)
+        router = RandomDepth(max(1, round(settings.budget * n) - 1), n, draws)
+        epochs = settings.skip_epochs * settings.warm
+        train_student(student, self.train, self.targets, router, settings, epochs=epochs, show=self.show)
+
+    def _sweep(self, classifier: EncoderClassifier, kind: str) -> Sweep:
+        return sweep(classifier, self._open_gates(classifier), self.train, self.settings.judged, kind)
 
     def fit_static(self, name: str) -> tuple[EncoderClassifier, FixedLayers]:
         """Train a copy of the full model that always runs the same layers.

@@ -1,6 +1,7 @@
 """The gates of an encoder: one per layer that may be skipped, each asked when its layer is reached.
 
-    s_l = w_l . LN(p(x_{l-1})) + a_l         p: first token, mean over real tokens, or both side by side
+    s_l = w_l . (z_l - m_l) / d_l + a_l      z_l: LN(p(x_{l-1})) and the entropy of what the head would say of x_{l-1};
+                                             p: first token, mean over real tokens, or both; m, d: fixed mean and spread
     open when s_l > theta                    theta: one number, calibrated on held-out training data
 
 In training values are hard with the gradient of soft ones (`straight_through`), noisy, and theta follows the budget of
@@ -69,35 +70,64 @@ class EncoderGates(nn.Module):
         hidden_size: Width of the states.
         feature: What a gate sees; one of `FEATURES`.
         open_bias: Start of every a_l: open.
+        head: The classification head: gates then see, beside the pooled state, the entropy of what the head would say
+            if the encoder ended here. It stays the classifier's; no gradient flows into it from here.
+        pooling: What the head sees.
 
     Attributes:
         weight: (layers, features), w_l.
         bias: (layers,), a_l.
+        mean: (layers, features) buffer, subtracted from what gates see, so that w_l speaks of differences of inputs.
+        scale: (layers, features) buffer, what is left is divided by it.
         theta: Scalar buffer, the threshold.
     """
 
     theta: Tensor
+    mean: Tensor
+    scale: Tensor
 
-    def __init__(self, layers: Sequence[int], hidden_size: int, feature: str, open_bias: float = 3.0) -> None:
+    def __init__(
+        self,
+        layers: Sequence[int],
+        hidden_size: int,
+        feature: str,
+        open_bias: float = 3.0,
+        *,
+        head: nn.Linear | None = None,
+        pooling: str = "first",
+    ) -> None:
         super().__init__()
-        self.layers, self.feature = tuple(layers), feature
-        width = hidden_size * (2 if feature == "both" else 1)
-        self.weight = nn.Parameter(torch.zeros(len(self.layers), width))
+        self.layers, self.feature, self.pooling = tuple(layers), feature, pooling
+        self._heads = () if head is None else (head,)  # in a tuple, a module is not registered as ours
+        shape = (len(self.layers), hidden_size * (2 if feature == "both" else 1) + len(self._heads))
+        self.weight = nn.Parameter(torch.zeros(shape))
         self.bias = nn.Parameter(torch.full((len(self.layers),), float(open_bias)))
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("scale", torch.ones(shape))
         self.register_buffer("theta", torch.tensor(0.0))
 
+    @property
+    def confidence(self) -> bool:
+        """Whether gates see what the head would say."""
+        return bool(self._heads)
+
     def seen(self, x: Tensor, mask: Tensor) -> Tensor:
-        """What a gate sees.
+        """What a gate sees, not yet centred.
 
         Args:
             x: (rows, tokens, hidden), what enters its layer.
             mask: (rows, tokens).
 
         Returns:
-            (rows, features), normalised.
+            (rows, features).
         """
         both = pooled(x, mask, self.feature)
-        return nn.functional.layer_norm(both, both.shape[-1:])
+        parts = [nn.functional.layer_norm(both, both.shape[-1:])]
+        for head in self._heads:
+            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+                said = head(pooled(x, mask, self.pooling)).softmax(-1)
+                parts.append(torch.special.entr(said).sum(-1, keepdim=True))
+        return torch.cat(parts, -1)
 
     def score(self, layer: int, x: Tensor, mask: Tensor) -> Tensor:
         """s_l less theta; positive is open.
@@ -111,7 +141,8 @@ class EncoderGates(nn.Module):
             (rows,).
         """
         j = self.layers.index(layer)
-        products = self.seen(x, mask) * self.weight[j]  # no matrix product: autocast would round scores to bfloat16
+        z = (self.seen(x, mask) - self.mean[j]) / self.scale[j]
+        products = z * self.weight[j]  # no matrix product: autocast would round scores to bfloat16
         return products.sum(-1) + self.bias[j] - self.theta
 
 

@@ -60,6 +60,26 @@ class FixedLayers:
         return None if layer in self.layers else torch.zeros(len(x), device=x.device)
 
 
+class RandomDepth:
+    """Every row runs the first layers only, as many as a draw says.
+
+    Args:
+        shallowest: Fewest layers.
+        deepest: Most layers.
+        generator: Source of the draws.
+    """
+
+    def __init__(self, shallowest: int, deepest: int, generator: torch.Generator) -> None:
+        self.range, self.generator = (shallowest, deepest + 1), generator
+        self.depths = torch.zeros(0)
+
+    def decide(self, layer: int, x: Tensor, mask: Tensor) -> Tensor | None:
+        """See `Router`; a new batch begins at layer 0."""
+        if layer == 0:
+            self.depths = torch.randint(*self.range, (len(x),), generator=self.generator).to(x.device)
+        return (self.depths > layer).float()
+
+
 @dataclass
 class Trace:
     """What a routed pass did.

@@ -14,7 +14,8 @@ from roseedit.hadskip.encoder.gates import EncoderGates
 from roseedit.hadskip.encoder.routing import FixedLayers
 from roseedit.hadskip.encoder.settings import STARTS
 
-KAPPA = 1.0  # how far a layer's importance moves its bias
+KAPPA = 1.5  # how far one place in the order of importance moves a bias
+STIFFNESS = 0.003  # scikit-learn's C, the inverse of the ridge
 
 
 @dataclass(frozen=True)
@@ -80,18 +81,18 @@ def _kl(full: Tensor, other: Tensor) -> Tensor:
 
 @torch.no_grad()
 def initialise(gates: EncoderGates, start: str, found: Sweep | None, budget: float, open_bias: float = 3.0) -> None:
-    """Set the gates' start.
+    """Set the gates' start, and the mean and spread of what they see.
 
-    I0: all open, blind to their input. I1: a_l rises with the layer's mean importance (the log of its KL, standardised
-    over layers). I2: besides, w_l by logistic regression on labels per input, "dropping this layer alone costs more
-    than delta", delta so that a share `budget` of all labels is open.
+    I0: all open, blind to their input. I1: a_l rises with the layer's place by mean importance, the log of its KL.
+    I2: w_l and a_l by logistic regression on labels per input, "dropping it costs more than delta", delta so that a
+    share `budget` of all labels is open; then s_l is the log odds that an input needs the layer.
 
     Args:
         gates: The gates.
         start: `"I0"`, `"I1"` or `"I2"`.
         found: From `sweep`; not needed for I0.
         budget: Share of labels that are to be open.
-        open_bias: a_0.
+        open_bias: a_0 of I0 and I1.
 
     Raises:
         SkipError: An unknown start, no sweep, or I2 without scikit-learn.
@@ -104,22 +105,31 @@ def initialise(gates: EncoderGates, start: str, found: Sweep | None, budget: flo
     gates.theta.zero_()
     if found is None or start == "I0":
         return
-    weight = found.kl.clamp(min=1e-6).log().mean(0)
-    gates.bias.add_(KAPPA * (weight - weight.mean()) / weight.std(correction=0).clamp(min=1e-6))
-    if start == "I2":
-        gates.weight.copy_(_label_fit(found, budget))
+    gates.mean.copy_(found.seen.mean(0))
+    gates.scale.copy_(found.seen.std(0).clamp(min=1e-3))
+    if start == "I1":
+        place = found.kl.clamp(min=1e-6).log().mean(0).argsort().argsort().float()
+        gates.bias.add_((KAPPA * (place - place.mean())).to(gates.bias))
+        return
+    weight, bias = _label_fit((found.seen.to(gates.mean) - gates.mean) / gates.scale, found.kl, budget)
+    gates.weight.copy_(weight)
+    gates.bias.copy_(bias)
 
 
-def _label_fit(found: Sweep, budget: float) -> Tensor:
+def _label_fit(z: Tensor, losses: Tensor, budget: float) -> tuple[Tensor, Tensor]:
+    """Logistic regression per layer; where all labels agree, the log odds of that, counted with one more of each."""
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
         message = refusal("start I2 without scikit-learn", "I0, I1", "pip install 'roseedit[hadskip]'.")
         raise SkipError(message) from error
-    labels = (found.kl > torch.quantile(found.kl.flatten(), 1.0 - budget)).numpy()
-    weight = torch.zeros(found.seen.shape[1:])
-    for j in range(len(found.layers)):
-        if labels[:, j].any() and not labels[:, j].all():
-            fitted = LogisticRegression(C=0.01, max_iter=200).fit(found.seen[:, j].numpy(), labels[:, j])
+    labels = losses > torch.quantile(losses.flatten(), 1.0 - budget)
+    weight, counts = torch.zeros(z.shape[1:]), labels.float().sum(0)
+    bias = torch.log((counts + 1) / (len(labels) - counts + 1))
+    for j in range(z.shape[1]):
+        own = labels[:, j].numpy()
+        if own.any() and not own.all():
+            fitted = LogisticRegression(C=STIFFNESS, max_iter=200).fit(z[:, j].cpu().numpy(), own)
             weight[j] = torch.from_numpy(fitted.coef_[0]).float()
-    return weight
+            bias[j] = float(fitted.intercept_[0])
+    return weight, bias

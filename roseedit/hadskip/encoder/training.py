@@ -132,7 +132,7 @@ def optimise(
     """
     from transformers import get_linear_schedule_with_warmup
 
-    optimiser = torch.optim.AdamW([dict(group) for group in groups], weight_decay=settings.weight_decay)
+    optimiser = torch.optim.AdamW([dict(group) for group in groups], weight_decay=settings.weight_decay, fused=True)
     schedule = get_linear_schedule_with_warmup(optimiser, len(batches) // 10, len(batches))
     with bar(len(batches), what, show) as tell:
         for step, rows in enumerate(batches):
@@ -189,9 +189,10 @@ def train_student(
     router: Router,
     settings: EncoderHparams,
     *,
+    epochs: float | None = None,
     show: bool = False,
 ) -> None:
-    """Train a student that always runs the same layers, in place.
+    """Train a student that a router without gradients runs, in place.
 
     Args:
         student: A copy of the full model.
@@ -199,6 +200,7 @@ def train_student(
         targets: The full model's answers.
         router: Says what runs.
         settings: The settings.
+        epochs: Passes over the data; left out, `skip_epochs`.
         show: Draw a progress bar.
     """
     device, draws = student.head.weight.device, torch.Generator().manual_seed(settings.seed + 1)
@@ -209,7 +211,8 @@ def train_student(
             output = student(data.batch(rows, device), router, keep=keep, generator=draws)
         return student_loss(output, data.labels[rows].to(device), rows, targets, settings)
 
-    batches = data.steps(settings.rows, n_steps(data, settings.skip_epochs, settings), draws)
+    passes = settings.skip_epochs if epochs is None else epochs
+    batches = data.steps(settings.rows, n_steps(data, passes, settings), draws)
     groups = [{"params": list(student.parameters()), "lr": settings.skip_lr}]
     optimise(groups, batches, loss_of, settings, what="student", show=show)
 
@@ -237,9 +240,9 @@ class GateTraining:
         settings: EncoderHparams,
     ) -> None:
         self.student, self.gates, self.data, self.targets, self.settings = student, gates, data, targets, settings
-        steps = n_steps(data, settings.skip_epochs, settings)
+        steps = n_steps(data, settings.skip_epochs * (1 - settings.warm), settings)
         self.plan = Homotopy(steps, settings.budget, penalty=settings.penalty, on=settings.homotopy)
-        self.draws = torch.Generator().manual_seed(settings.seed + 1)
+        self.draws = torch.Generator().manual_seed(settings.seed + 2)
         self.inside = arithmetic(settings, student.head.weight.device)
         self.history: list[dict[str, float]] = []
         self.recent: deque[Tensor] = deque(maxlen=RECENT)

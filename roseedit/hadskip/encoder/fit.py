@@ -159,7 +159,7 @@ class ClassifierFit:
             self._warm_up(student)
         gates = self._open_gates(student)
         found = None if settings.init == "I0" else self._sweep(student, settings.sweep)
-        initialise(gates, settings.init, found, settings.budget)
+        initialise(gates, settings.init, found, settings.needed)
         GateTraining(student, gates, self.train, self.targets, settings).run(self.show)
         return Gated(student, gates, calibrate(student, gates, self.held_out, settings.budget))
 

@@ -15,7 +15,7 @@ from roseedit.hadskip.encoder.routing import FixedLayers
 from roseedit.hadskip.encoder.settings import STARTS
 
 KAPPA = 1.5  # how far one place in the order of importance moves a bias
-STIFFNESS = 0.003  # scikit-learn's C, the inverse of the ridge
+STIFFNESS = 0.01  # scikit-learn's C, the inverse of the ridge
 
 
 @dataclass(frozen=True)
@@ -80,18 +80,18 @@ def _kl(full: Tensor, other: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def initialise(gates: EncoderGates, start: str, found: Sweep | None, budget: float, open_bias: float = 3.0) -> None:
+def initialise(gates: EncoderGates, start: str, found: Sweep | None, needed: float, open_bias: float = 3.0) -> None:
     """Set the gates' start, and the mean and spread of what they see.
 
     I0: all open, blind to their input. I1: a_l rises with the layer's place by mean importance, the log of its KL.
     I2: w_l and a_l by logistic regression on labels per input, "dropping it costs more than delta", delta so that a
-    share `budget` of all labels is open; then s_l is the log odds that an input needs the layer.
+    share `needed` of all labels says so; then s_l is the log odds that an input needs the layer.
 
     Args:
         gates: The gates.
         start: `"I0"`, `"I1"` or `"I2"`.
         found: From `sweep`; not needed for I0.
-        budget: Share of labels that are to be open.
+        needed: Share of labels that say a layer is needed.
         open_bias: a_0 of I0 and I1.
 
     Raises:
@@ -111,19 +111,19 @@ def initialise(gates: EncoderGates, start: str, found: Sweep | None, budget: flo
         place = found.kl.clamp(min=1e-6).log().mean(0).argsort().argsort().float()
         gates.bias.add_((KAPPA * (place - place.mean())).to(gates.bias))
         return
-    weight, bias = _label_fit((found.seen.to(gates.mean) - gates.mean) / gates.scale, found.kl, budget)
+    weight, bias = _label_fit((found.seen.to(gates.mean) - gates.mean) / gates.scale, found.kl, needed)
     gates.weight.copy_(weight)
     gates.bias.copy_(bias)
 
 
-def _label_fit(z: Tensor, losses: Tensor, budget: float) -> tuple[Tensor, Tensor]:
+def _label_fit(z: Tensor, losses: Tensor, needed: float) -> tuple[Tensor, Tensor]:
     """Logistic regression per layer; where all labels agree, the log odds of that, counted with one more of each."""
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
         message = refusal("start I2 without scikit-learn", "I0, I1", "pip install 'roseedit[hadskip]'.")
         raise SkipError(message) from error
-    labels = losses > torch.quantile(losses.flatten(), 1.0 - budget)
+    labels = losses > torch.quantile(losses.flatten(), 1.0 - needed)
     weight, counts = torch.zeros(z.shape[1:]), labels.float().sum(0)
     bias = torch.log((counts + 1) / (len(labels) - counts + 1))
     for j in range(z.shape[1]):

@@ -161,6 +161,8 @@ class ClassifierFit:
         found = None if settings.init == "I0" else self._sweep(student, settings.sweep)
         initialise(gates, settings.init, found, settings.needed)
         GateTraining(student, gates, self.train, self.targets, settings).run(self.show)
+        if settings.refit and settings.init == "I2":
+            initialise(gates, "I2", self._sweep(student, settings.sweep), settings.needed)
         return Gated(student, gates, calibrate(student, gates, self.held_out, settings.budget))
 
     def _warm_up(self, student: EncoderClassifier) -> None:

@@ -22,7 +22,8 @@ from roseedit.hadskip.encoder.routing import FixedLayers, RandomDepth
 from roseedit.hadskip.encoder.settings import EncoderHparams
 from roseedit.hadskip.encoder.starts import Sweep, initialise, sweep
 from roseedit.hadskip.encoder.structure import EncoderParts
-from roseedit.hadskip.encoder.training import GateTraining, Targets, finetune, targets_of, train_student
+from roseedit.hadskip.encoder.training import GateTraining, Targets, finetune, n_steps, targets_of, train_student
+from roseedit.hadskip.homotopy import Homotopy
 from roseedit.models.load import default_device
 
 STATIC = {"static": "static-kl", "even": "even", "random": "random", "prefix": "prefix-exit"}
@@ -167,10 +168,10 @@ class ClassifierFit:
 
     def _warm_up(self, student: EncoderClassifier) -> None:
         """Teach the encoder to end early: else a layer seems needed because ending before it was never learnt."""
-        settings, n = self.settings, student.parts.n_layers
-        draws = torch.Generator().manual_seed(settings.seed + 3)
-        router = RandomDepth(max(1, round(settings.budget * n) - 1), n, draws)
+        settings, draws = self.settings, torch.Generator().manual_seed(self.settings.seed + 3)
         epochs = settings.skip_epochs * settings.warm
+        plan = Homotopy(n_steps(self.train, epochs, settings), settings.budget, on=settings.homotopy)
+        router = RandomDepth(plan, student.parts.n_layers, draws)
         train_student(student, self.train, self.targets, router, settings, epochs=epochs, show=self.show)
 
     def _sweep(self, classifier: EncoderClassifier, kind: str) -> Sweep:

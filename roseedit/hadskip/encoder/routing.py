@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from roseedit.hadskip.encoder.structure import EncoderParts
+from roseedit.hadskip.homotopy import Homotopy
 from roseedit.models.replay import hidden_of
 
 
@@ -61,22 +62,25 @@ class FixedLayers:
 
 
 class RandomDepth:
-    """Every row runs the first layers only, as many as a draw says.
+    """Every row runs the first layers only: one fewer, as many or one more than the budget of the moment allows.
 
     Args:
-        shallowest: Fewest layers.
-        deepest: Most layers.
+        plan: Where the budget comes down along.
+        n_layers: Layers of the encoder.
         generator: Source of the draws.
     """
 
-    def __init__(self, shallowest: int, deepest: int, generator: torch.Generator) -> None:
-        self.range, self.generator = (shallowest, deepest + 1), generator
-        self.depths = torch.zeros(0)
+    def __init__(self, plan: Homotopy, n_layers: int, generator: torch.Generator) -> None:
+        self.plan, self.n_layers, self.generator = plan, n_layers, generator
+        self.step, self.depths = 0, torch.zeros(0)
 
     def decide(self, layer: int, x: Tensor, mask: Tensor) -> Tensor | None:
-        """See `Router`; a new batch begins at layer 0."""
+        """See `Router`; layer 0 begins the next step."""
         if layer == 0:
-            self.depths = torch.randint(*self.range, (len(x),), generator=self.generator).to(x.device)
+            middle = self.plan.budget_at(self.step) * self.n_layers
+            spread = 3 * torch.rand(len(x), generator=self.generator) - 1.5
+            self.depths = (middle + spread).round().clamp(1, self.n_layers).to(x.device)
+            self.step += 1
         return (self.depths > layer).float()
 
 

@@ -41,7 +41,7 @@ class EncoderHparams(Hparams):
     sweep: str = value("above", "what the sweep drops: a layer alone, or it and all above", choices=SWEEPS)
     judged: int = value(1024, "training inputs of the sweep (I1, I2)", low=8)
     needed: float = value(0.1, "share of the labels of I2 that say a layer is needed", above=0.0, high=0.9)
-    warm: float = value(0.8, "share of its steps that train the encoder on random depths first", low=0.0, high=0.9)
+    warm: float = value(0.8, "share of its steps that first bring the encoder to the budget", low=0.0, high=0.9)
     refit: bool = value(True, "I2 once more on the trained encoder, before the calibration")
     homotopy: bool = value(True, "false: the final budget from the first step (ablation)")
     noise: float = value(0.0, "scale of the logistic noise on scores in training", low=0.0)

@@ -241,7 +241,8 @@ class GateTraining:
     ) -> None:
         self.student, self.gates, self.data, self.targets, self.settings = student, gates, data, targets, settings
         steps = n_steps(data, settings.skip_epochs * (1 - settings.warm), settings)
-        self.plan = Homotopy(steps, settings.budget, penalty=settings.penalty, on=settings.homotopy)
+        along = settings.homotopy and not settings.warm  # else the warm-up has come down to the budget
+        self.plan = Homotopy(steps, settings.budget, penalty=settings.penalty, on=along)
         self.draws = torch.Generator().manual_seed(settings.seed + 2)
         self.inside = arithmetic(settings, student.head.weight.device)
         self.history: list[dict[str, float]] = []

@@ -11,7 +11,7 @@ from roseedit.hparams import read_yaml
 from roseedit.methods import read_hparams
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted(path for path in (ROOT / "hparams").glob("*/*.yaml") if path.parent.name != "HadSkip")
+FILES = sorted(path for path in (ROOT / "hparams").glob("*/*.yaml") if not path.parent.name.startswith("HadSkip"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
@@ -45,6 +45,17 @@ def test_the_skip_settings_that_ship_are_read() -> None:
     for path in files:
         settings = from_mapping(HadSkipHparams, read_yaml(path), path.name)
         assert (settings.model, read_yaml(path)["method"]) == (path.stem, HadSkipHparams.method)
+
+
+def test_the_settings_for_encoders_that_ship_are_read() -> None:
+    from roseedit.hadskip.encoder.settings import EncoderHparams
+    from roseedit.hparams import from_mapping
+
+    files = sorted((ROOT / "hparams" / "HadSkipEncoder").glob("*.yaml"))
+    assert [path.stem for path in files] == ["minilm-l6"]
+    for path in files:
+        settings = from_mapping(EncoderHparams, read_yaml(path), path.name)
+        assert (settings.model, read_yaml(path)["method"]) == (path.stem, EncoderHparams.method)
 
 
 def test_shipped_gates_are_found_by_model_and_budget() -> None:

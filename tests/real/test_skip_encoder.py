@@ -51,12 +51,12 @@ def test_a_small_task_is_learnt_within_the_budget(tmp_path: Path) -> None:
     reviewed = reviews()
     held = [e for i, e in enumerate(reviewed) if i % 5 == 0]
     train = [e for i, e in enumerate(reviewed) if i % 5]
-    settings = EncoderHparams(device="cpu", held_out=0.2, rows=16, epochs=3, skip_epochs=6, judged=32)
+    settings = EncoderHparams(device="cpu", held_out=0.2, rows=8, epochs=6, skip_epochs=12, judged=64)
     gated, figures = fit_and_compare(ClassifierFit(settings, train), held, passes=1)
     full, skipped = figures["scores"]
     assert full["accuracy"] > 0.9 and full["cost"] == 1.0
     assert skipped["accuracy"] > 0.9
-    assert 0.4 < figures["calibrated_cost"] <= 0.5 + 1e-6
+    assert 0.3 < figures["calibrated_cost"] <= 0.5 + 1e-6  # twenty rows of one pattern: thresholds come in jumps
     assert skipped["cost"] < 0.65  # the same kind of text: near the calibrated cost
     again = load_classifier(save_classifier(gated, tmp_path / "reviews"))
     said = again.predict(["the songs were superb", "the pacing was dreadful"])

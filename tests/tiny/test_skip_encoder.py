@@ -295,13 +295,16 @@ def test_gates_see_how_unsure_the_head_is(loaded: LoadedEncoder) -> None:
 def test_random_depths_are_prefixes(loaded: LoadedEncoder) -> None:
     draws = torch.Generator().manual_seed(0)
     classifier, data = EncoderClassifier(loaded, 2), rows_of(loaded)
-    router = RandomDepth(Homotopy(20, 0.5), N, draws)
+    router = RandomDepth(Homotopy(20, 0.5), (1, 2, 3), N, draws)
     runs = [classifier(data.batch(torch.arange(12)), router).run for _ in range(20)]
     for run in runs:
         assert (run[:, 1:] <= run[:, :-1]).all()
     depths = [set(run.sum(1).tolist()) for run in runs]
     assert depths[0] <= {3.0, 4.0}
     assert depths[-1] == {1.0, 2.0, 3.0}
+    ends = classifier(data.batch(torch.arange(12)), RandomDepth(Homotopy(1, 0.75, on=False), (1, 2), N, draws)).run
+    assert ends[:, [0, 3]].all() and (ends[:, 2] <= ends[:, 1]).all()
+    assert set(ends.sum(1).tolist()) == {2.0, 3.0, 4.0}
 
 
 def test_starts_are_nested(folder: Path) -> None:

@@ -171,7 +171,7 @@ class ClassifierFit:
         settings, draws = self.settings, torch.Generator().manual_seed(self.settings.seed + 3)
         epochs = settings.skip_epochs * settings.warm
         plan = Homotopy(n_steps(self.train, epochs, settings), settings.budget, on=settings.homotopy)
-        router = RandomDepth(plan, student.parts.n_layers, draws)
+        router = RandomDepth(plan, self.gated, student.parts.n_layers, draws)
         train_student(student, self.train, self.targets, router, settings, epochs=epochs, show=self.show)
 
     def _sweep(self, classifier: EncoderClassifier, kind: str) -> Sweep:

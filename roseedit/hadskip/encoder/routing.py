@@ -62,26 +62,28 @@ class FixedLayers:
 
 
 class RandomDepth:
-    """Every row runs the first layers only: one fewer, as many or one more than the budget of the moment allows.
+    """Every row runs the lowest of the gated layers: as many as the budget of the moment allows, one fewer or one more.
 
     Args:
         plan: Where the budget comes down along.
+        gated: The layers that may be skipped; the others always run.
         n_layers: Layers of the encoder.
         generator: Source of the draws.
     """
 
-    def __init__(self, plan: Homotopy, n_layers: int, generator: torch.Generator) -> None:
+    def __init__(self, plan: Homotopy, gated: Sequence[int], n_layers: int, generator: torch.Generator) -> None:
         self.plan, self.n_layers, self.generator = plan, n_layers, generator
+        self.places = {layer: i for i, layer in enumerate(sorted(gated))}
         self.step, self.depths = 0, torch.zeros(0)
 
     def decide(self, layer: int, x: Tensor, mask: Tensor) -> Tensor | None:
         """See `Router`; layer 0 begins the next step."""
         if layer == 0:
-            middle = self.plan.budget_at(self.step) * self.n_layers
+            middle = self.plan.budget_at(self.step) * self.n_layers - (self.n_layers - len(self.places))
             spread = 3 * torch.rand(len(x), generator=self.generator) - 1.5
-            self.depths = (middle + spread).round().clamp(1, self.n_layers).to(x.device)
+            self.depths = (middle + spread).round().to(x.device)
             self.step += 1
-        return (self.depths > layer).float()
+        return (self.depths > self.places[layer]).float() if layer in self.places else None
 
 
 @dataclass

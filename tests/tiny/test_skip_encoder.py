@@ -405,6 +405,19 @@ def test_a_saved_classifier_predicts_the_same(fitted: tuple[ClassifierFit, Gated
         save_classifier(gated, tmp_path / "saved")
 
 
+def test_theta_is_set_anew_on_inputs_without_labels(
+    fitted: tuple[ClassifierFit, GatedClassifier], tmp_path: Path
+) -> None:
+    gated = load_classifier(save_classifier(fitted[1], tmp_path / "saved"))
+    texts = [e.texts[0] for e in examples(40)]
+    for budget in (0.5, 0.75, 1.0):
+        reached = gated.recalibrate(texts, budget)
+        assert reached == pytest.approx(sum(len(p.layers_run) for p in gated.predict(texts)) / (40 * N))
+        assert budget - 4 / (40 * N) <= reached <= budget + 1e-6
+    with pytest.raises(BudgetError, match=r"got budget 0\.2 with 1 of 4 layers without a gate; allowed: 0\.250 to 1"):
+        gated.recalibrate(texts, 0.2)
+
+
 def test_damaged_files_are_refused(fitted: tuple[ClassifierFit, GatedClassifier], tmp_path: Path) -> None:
     path = save_classifier(fitted[1], tmp_path / "saved")
     record, blob = (path / "classifier.json").read_bytes(), (path / "gates.safetensors").read_bytes()

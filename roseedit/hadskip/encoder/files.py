@@ -19,12 +19,12 @@ from torch import Tensor
 from roseedit import __version__
 from roseedit.edits.files import PICKLES
 from roseedit.edits.storage import write_file
-from roseedit.errors import ProfileFileError, RequestError, RoseEditError, refusal
+from roseedit.errors import BudgetError, ProfileFileError, RequestError, RoseEditError, refusal
 from roseedit.hadskip.encoder.classifier import EncoderClassifier
 from roseedit.hadskip.encoder.data import Encoded
 from roseedit.hadskip.encoder.gates import EncoderGates, GateRouter
 from roseedit.hadskip.encoder.load import load_encoder
-from roseedit.hadskip.encoder.measure import judge
+from roseedit.hadskip.encoder.measure import calibrate, judge
 from roseedit.hadskip.files import record_hash
 
 FORMAT = 1
@@ -81,15 +81,39 @@ class GatedClassifier:
         Raises:
             RequestError: No input, an empty text, or the wrong number of sentences.
         """
-        inputs = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-        self._check(inputs)
-        data = Encoded(inputs, self.classifier.tokenizer, self.max_tokens)
+        data = self._encoded(texts)
         found = judge(self.classifier, data, GateRouter(self.gates), rows)
         probabilities = found.logits.softmax(-1)
         return [
             Prediction(int(p.argmax()), tuple(p.tolist()), tuple(ran.nonzero().flatten().tolist()))
             for p, ran in zip(probabilities, found.run, strict=True)
         ]
+
+    def recalibrate(self, texts: Sequence[str | Sequence[str]], budget: float) -> float:
+        """Set theta anew so that the mean cost on these inputs equals a budget; labels are not needed.
+
+        Args:
+            texts: A few hundred inputs of the kind that will be classified, as `predict` takes them.
+            budget: Mean share of layers that may run.
+
+        Returns:
+            The mean cost reached, at most the budget.
+
+        Raises:
+            RequestError: As `predict`.
+            BudgetError: The layers without a gate alone cost more, or the budget is above 1.
+        """
+        n_layers = self.classifier.parts.n_layers
+        always = (n_layers - len(self.gates.layers)) / n_layers
+        if not always <= budget + 1e-9 <= 1 + 1e-6:
+            got = f"budget {budget} with {n_layers - len(self.gates.layers)} of {n_layers} layers without a gate"
+            raise BudgetError(refusal(got, f"{always:.3f} to 1", "Choose one in between."))
+        return calibrate(self.classifier, self.gates, self._encoded(texts), budget)
+
+    def _encoded(self, texts: Sequence[str | Sequence[str]]) -> Encoded:
+        inputs = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        self._check(inputs)
+        return Encoded(inputs, self.classifier.tokenizer, self.max_tokens)
 
     def _check(self, inputs: Sequence[tuple[str, ...]]) -> None:
         if not inputs:

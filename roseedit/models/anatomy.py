@@ -148,17 +148,26 @@ def find_anatomy(model: Any, overrides: Mapping[str, str] | None = None) -> Anat
         head=_path_of(model, head),
         tied=embeddings.weight.data_ptr() == head.weight.data_ptr(),
         window=int(getattr(config, "max_position_embeddings", 2048)),
-        layer_returns_tuple=_returns_tuple(model, layers[0]),
+        layer_returns_tuple=returns_tuple(model, layers[0], use_cache=False),
     )
 
 
 class _Seen(Exception):
-    """Ends the probing pass of `_returns_tuple` after one layer."""
+    """Ends the probing pass of `returns_tuple` after one layer."""
 
 
 @torch.no_grad()
-def _returns_tuple(model: Any, layer: nn.Module) -> bool:
-    """Ask the first layer itself, on one token: annotations are not kept in step with what layers return."""
+def returns_tuple(model: Any, layer: nn.Module, **options: Any) -> bool:
+    """Ask a layer itself, on one token: annotations are not kept in step with what layers return.
+
+    Args:
+        model: The model.
+        layer: Its first layer; nothing above it runs.
+        options: What the model's forward takes besides.
+
+    Returns:
+        True when the layer's forward returns a tuple, False for a tensor.
+    """
     answers: list[bool] = []
 
     def look(_module: nn.Module, _args: Any, output: Any) -> None:
@@ -167,7 +176,7 @@ def _returns_tuple(model: Any, layer: nn.Module) -> bool:
 
     handle = layer.register_forward_hook(look)
     try:
-        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=next(layer.parameters()).device), use_cache=False)
+        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=next(layer.parameters()).device), **options)
     except _Seen:
         pass
     finally:

@@ -11,10 +11,10 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from roseedit.errors import AnatomyError, refusal
+from roseedit.models.anatomy import returns_tuple
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def find_encoder(encoder: Any) -> EncoderParts:
         n_layers=len(layers),
         hidden_size=int(config.hidden_size),
         window=positions if padding is None else positions - int(padding) - 1,  # RoBERTa's kin count from there
-        returns_tuple=_returns_tuple(encoder, layers[0]),
+        returns_tuple=returns_tuple(encoder, layers[0]),
     )
 
 
@@ -97,29 +97,6 @@ def _layers(encoder: nn.Module, n_layers: int) -> tuple[str, nn.ModuleList]:
 
 def _has_attention(layer: nn.Module) -> bool:
     return any("attention_mask" in inspect.signature(child.forward).parameters for child in layer.children())
-
-
-class _Seen(Exception):
-    """Ends the probing pass after one layer."""
-
-
-@torch.no_grad()
-def _returns_tuple(encoder: Any, layer: nn.Module) -> bool:
-    """Ask the layer itself, on one token: annotations are not kept in step with what layers return."""
-    answers: list[bool] = []
-
-    def look(_module: nn.Module, _args: Any, output: Any) -> None:
-        answers.append(isinstance(output, tuple))
-        raise _Seen
-
-    handle = layer.register_forward_hook(look)
-    try:
-        encoder(input_ids=torch.ones(1, 1, dtype=torch.long, device=next(layer.parameters()).device))
-    except _Seen:
-        pass
-    finally:
-        handle.remove()
-    return answers[0]
 
 
 def _not_found(got: str) -> AnatomyError:

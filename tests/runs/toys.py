@@ -94,6 +94,9 @@ class SlowWorker(RemoteWorker):
     """A Ray worker that takes its time and leaves a mark when it begins, so that a test can kill it in the middle."""
 
     def do(self, unit: tuple[int, ...]) -> Done:
-        (Path(os.environ["ROSEEDIT_TEST_BUSY"]) / str(os.getpid())).touch()
+        busy, latest = Path(os.environ["ROSEEDIT_TEST_BUSY"]), time.monotonic() + 120
+        (busy / str(os.getpid())).touch()
+        while len(list(busy.iterdir())) < 2 and time.monotonic() < latest:  # on a busy machine one starts much later
+            time.sleep(0.05)
         time.sleep(0.7)
         return super().do(unit)

@@ -51,8 +51,9 @@ def fit_classifier(  # noqa: PLR0917 - typer turns each into an option
 
     from roseedit.hadskip.encoder.compare import fit_and_compare
     from roseedit.hadskip.encoder.data import read_task
-    from roseedit.hadskip.encoder.files import check_free, save_classifier
+    from roseedit.hadskip.encoder.files import save_classifier
     from roseedit.hadskip.encoder.fit import ClassifierFit
+    from roseedit.hadskip.files import check_free
 
     check_free(out_dir)
     learnt, judged = read_task(task, train, dev)

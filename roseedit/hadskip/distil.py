@@ -105,7 +105,8 @@ class Distillation:
         answers: Tensor | None = None,
     ) -> None:
         self.teacher, self.settings = teacher, settings
-        self.answers = torch.zeros_like(teacher.ids, dtype=torch.bool) if answers is None else answers
+        nothing = torch.zeros_like(teacher.ids, dtype=torch.bool)
+        self.answers = answers if answers is not None and settings.answer_weight else nothing
         self.student, self.tensors = trainable(healing)
         sets = [set(layers) for layers in executed]
         self.paths = [executing(teacher.loaded, layers, self.student) for layers in sets]
@@ -151,7 +152,7 @@ class Distillation:
         with path, replaying(loaded.model, loaded.anatomy, self.entry, self.states[rows]), torch.enable_grad():
             said = student_logprobs(loaded, teacher.ids[rows], every)
         loss = kl(wanted, said[:n]).mean()
-        if not len(asked[0]) or not settings.answer_weight:
+        if not len(asked[0]):
             return loss
         target = teacher.ids[rows][asked[0], asked[1] + 1].to(said.device)
         return loss + settings.answer_weight * nll_loss(said[n:], target)

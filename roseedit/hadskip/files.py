@@ -44,9 +44,7 @@ def save_profiles(profiles: SkipProfiles, folder: str | Path, *, overwrite: bool
         ProfileFileError: The folder holds something already.
     """
     target = Path(folder)
-    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not overwrite)):
-        message = refusal(f"the folder {str(target)!r}, which is in use", "a new or empty one", "Name another.")
-        raise ProfileFileError(message)
+    check_free(target, overwrite=overwrite)
     target.mkdir(parents=True, exist_ok=True)
     healing = {f"{key}/{name}": t for key, h in profiles.healings.items() for name, t in h.tensors().items()}
     hashes = {name: _write_blob(target / name, t) for name, t in ((HEALING, healing), (GATES, profiles.gates)) if t}
@@ -66,6 +64,21 @@ def save_profiles(profiles: SkipProfiles, folder: str | Path, *, overwrite: bool
     record["record_sha256"] = record_hash(record)
     write_file(target / RECORD, json.dumps(record, indent=1, ensure_ascii=False).encode())
     return target
+
+
+def check_free(folder: Path, *, overwrite: bool = False) -> None:
+    """Refuse a folder in use.
+
+    Args:
+        folder: Where something is to be written.
+        overwrite: Take a folder that holds something, too.
+
+    Raises:
+        ProfileFileError: It is in use, or no folder.
+    """
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not overwrite)):
+        message = refusal(f"the folder {str(folder)!r}, which is in use", "a new or empty one", "Name another.")
+        raise ProfileFileError(message)
 
 
 def record_hash(record: Mapping[str, Any]) -> str:

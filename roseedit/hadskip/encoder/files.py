@@ -25,7 +25,7 @@ from roseedit.hadskip.encoder.data import Encoded
 from roseedit.hadskip.encoder.gates import EncoderGates, GateRouter
 from roseedit.hadskip.encoder.load import load_encoder
 from roseedit.hadskip.encoder.measure import calibrate, judge
-from roseedit.hadskip.files import record_hash
+from roseedit.hadskip.files import check_free, record_hash
 
 FORMAT = 1
 RECORD, GATES, ENCODER = "classifier.json", "gates.safetensors", "model.safetensors"
@@ -164,20 +164,6 @@ def save_classifier(gated: GatedClassifier, folder: str | Path) -> Path:
     record["record_sha256"] = record_hash(json.loads(json.dumps(record)))
     write_file(target / RECORD, json.dumps(record, indent=1, ensure_ascii=False).encode())
     return target
-
-
-def check_free(folder: Path) -> None:
-    """Refuse a folder in use, before anything is computed.
-
-    Args:
-        folder: Where a classifier is to be written.
-
-    Raises:
-        ProfileFileError: It holds something already.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        message = refusal(f"the folder {str(folder)!r}, which is in use", "a new or empty one", "Name another.")
-        raise ProfileFileError(message)
 
 
 def load_classifier(folder: str | Path, *, device: str = "cpu") -> GatedClassifier:

@@ -32,10 +32,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hparams", default="hparams/RoseLoRA/smollm2-135m.yaml")
     parser.add_argument("--data", default="wikidata-counterfact")
+    parser.add_argument("--skip", type=int, default=0, help="records left out at the start")
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    requests = list(load_editset(args.data, limit=args.limit).requests)
+    requests = list(load_editset(args.data, limit=args.skip + args.limit).requests)[args.skip :]
     editor = Editor.from_hparams(args.hparams)
     loaded = editor.loaded
     cpu, started = time.process_time(), time.perf_counter()

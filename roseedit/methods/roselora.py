@@ -20,14 +20,12 @@ class RoseLoRA:
     """Row- and column-sparse low-rank edits (arXiv 2406.10777)."""
 
     space: ClassVar[tuple[Knob, ...]] = (
-        *layer_knobs(widest=0.4),
-        Knob("rank", 2, 16, log=True, whole=True),
-        Knob("keep", 0.02, 1.0, log=True),
-        Knob("lr", 2e-3, 5e-2, log=True),
+        *layer_knobs(widest=0.05),
+        Knob("lr", 5e-3, 1e-1, log=True),
         Knob("steps", 30, 120, whole=True),
-        Knob("stop_probability", 0.2, 0.95),
-        Knob("preserve_weight", 3.0, 1000.0, log=True),
-        Knob("start_length", 0.5, 8.0, log=True),
+        Knob("stop_probability", 0.3, 0.95),
+        Knob("gate_ridge", 3e-3, 0.3, log=True),
+        Knob("gate_threshold", -0.6, 0.4),
     )
 
     def read(self, values: Mapping[str, Any], where: str) -> RoseLoRAHparams:

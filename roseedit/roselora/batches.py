@@ -72,6 +72,7 @@ class RowStore:
         watched: Paths of modules whose inputs on the anchors' last tokens are to be kept.
         last: How many last tokens.
         base: Remember the base model's distribution at the anchors; else they run through the watched layers only.
+        ready: Per row what enters `layer`, where that is known; nothing is run then.
     """
 
     def __init__(
@@ -84,15 +85,17 @@ class RowStore:
         watched: Sequence[str] = (),
         last: int = 1,
         base: bool = True,
+        ready: Sequence[Tensor] = (),
     ) -> None:
         self.loaded, self.rows, self.layer = loaded, list(rows), layer
         self.max_tokens = max_tokens
-        self.activations: list[Tensor] = [torch.empty(0)] * len(self.rows)
+        self.activations: list[Tensor] = list(ready) or [torch.empty(0)] * len(self.rows)
         self.base: list[BaseTop | None] = [None] * len(self.rows)
         self.watched, self.last, self.wants_base = tuple(watched), last, base
         self.keys: dict[str, dict[int, Inputs]] = {path: {} for path in watched}
-        for batch in plan_batches([len(row.ids) for row in self.rows], max_tokens):
-            self._prepare(batch)
+        if not ready:
+            for batch in plan_batches([len(row.ids) for row in self.rows], max_tokens):
+                self._prepare(batch)
 
     @torch.no_grad()
     def _prepare(self, batch: list[int]) -> None:
@@ -170,6 +173,12 @@ class RowStore:
         for edit, keys in own.items():
             out[edit, : len(keys)] = keys
         return out
+
+    def planned(self, chosen: Sequence[int]) -> list[tuple[list[int], Pass]]:
+        """As `passes`, each with the indices of its rows."""
+        plan = plan_batches([len(self.rows[i].ids) for i in chosen], self.max_tokens)
+        batches = [[chosen[k] for k in batch] for batch in plan]
+        return [(batch, self._pass(batch)) for batch in batches]
 
     def passes(self, chosen: Sequence[int], *, brief: bool = False) -> list[Pass]:
         """Group rows into passes of at most `max_tokens`.

@@ -28,6 +28,7 @@ PAPER: dict[str, Any] = {
     "norm_constraint": "entry",
     "norm_limit": 3e-3,
     "norm_unit": "absolute",
+    "support": "entries",
     "end_mark": False,
     "contexts": 0,
     "rewrites": 0,
@@ -50,6 +51,17 @@ PAPER: dict[str, Any] = {
 # Where it was published; another model may need other names, so these two may be changed.
 PAPER_PLACE: dict[str, Any] = {"layers": "all", "modules": ("attn.q", "attn.v")}
 
+MLP_DOWN = ("mlp.down",)
+SUPPORTS = ("entries", "neurons")
+# Settings that only single entries have.
+ENTRY_KEYS = frozenset(
+    (
+        *("modules", "rank", "keep", "keep_b", "start", "start_ridge", "start_length", "prune_start", "prune_end"),
+        *("tie_rule", "norm_constraint", "norm_limit", "norm_unit", "kl_weight", "preserve_weight", "preserve_fade"),
+        *("dropout", "beta"),
+    )
+)
+
 
 @dataclass(frozen=True)
 class RoseLoRAHparams(Hparams):
@@ -62,8 +74,11 @@ class RoseLoRAHparams(Hparams):
     depth: tuple[float, ...] = value(
         (0.82, 0.91), "first and last layer of 'auto', as shares of depth", low=0.0, high=1.0
     )
-    modules: tuple[str, ...] = value(("mlp.down",), "roles (mlp.down, attn.q, ...) or exact module names")
-    rank: int = value(8, "outer products per matrix (r)", low=1, high=512)
+    modules: tuple[str, ...] = value(MLP_DOWN, "support: entries; roles (mlp.down, attn.q, ...) or exact module names")
+    support: str = value(
+        "neurons", "what is sparse: single entries of A and B, or whole neurons of the MLP", choices=SUPPORTS
+    )
+    rank: int = value(8, "support: entries; outer products per matrix (r)", low=1, high=512)
     scale: float = value(1.0, "c in W0 + c B A (LoRA's alpha / r)", above=0.0)
     start: str = value("keys", "where A starts: as PEFT does, or at the fact's own keys", choices=("random", "keys"))
     start_ridge: float = value(0.1, "start: keys; how much of the anchors' inputs may stay (small: less)", above=0.0)
@@ -71,6 +86,14 @@ class RoseLoRAHparams(Hparams):
     dropout: float = value(0.0, "dropout on the factors' input while training", low=0.0, high=0.9)
     keep: float = value(0.1, "share of entries KEPT per row of A and column of B (tau)", above=0.0, high=1.0)
     keep_b: float = value(0.0, "share kept per column of B, where it differs from A's (0: as keep)", low=0.0, high=1.0)
+    most_neurons: int = value(24, "support: neurons; per fact; one for each token of the answer", low=1, high=256)
+    gate_ridge: float = value(0.03, "support: neurons; how blunt the direction is that opens one", above=0.0)
+    gate_slope: float = value(16.0, "support: neurons; how steeply one opens; the fact itself is at 1", above=0.0)
+    gate_threshold: float = value(-0.3, "support: neurons; where one opens, on the same scale", low=-1.0, high=0.9)
+    gate_rounds: int = value(6, "support: neurons; most rounds of fitting the direction", low=0, high=50)
+    pool: float = value(
+        0.5, "support: neurons; share of a layer's neurons, least used, to draw from", above=0.0, high=1.0
+    )
     beta: float = value(0.8, "share of the old value in the importance average", low=0.0, high=0.999)
     prune_start: int = value(3, "last step at which all is kept (t_i)", low=1)
     prune_end: int = value(10, "first step at which `keep` is reached (t_f)", low=2)
@@ -93,7 +116,7 @@ class RoseLoRAHparams(Hparams):
     preserve_weight: float = value(200.0, "weight of the change made to the matrices' outputs on anchors", low=0.0)
     preserve_fade: float = value(0.93, "its share left after each step past prune_end", above=0.0, high=1.0)
     preserve_tokens: int = value(8, "last tokens of each anchor that this looks at", low=1, high=64)
-    stop_probability: float = value(0.5, "stop once each target token has this probability", above=0.0, high=1.0)
+    stop_probability: float = value(0.8, "stop once each target token has this probability", above=0.0, high=1.0)
     enough: float = value(0.8, "a target token with this probability is not pushed further", above=0.0, high=1.0)
     stop_loss: float = value(0.0, "stop below this mean loss (0: never)", low=0.0)
     joint_batch: int = value(16, "requests per step of a joint run", low=1, high=1024)
@@ -108,6 +131,8 @@ class RoseLoRAHparams(Hparams):
             faults.append(f"got steps {self.steps}; allowed: above prune_end ({self.prune_end}). Raise steps")
         if self.prune_end <= self.prune_start:
             faults.append(f"got prune_end {self.prune_end}; allowed: above prune_start ({self.prune_start}). Raise it")
+        if self.support == "neurons" and self.modules != MLP_DOWN:
+            faults.append(f"got modules {list(self.modules)} with support neurons; allowed: none. Set support: entries")
         faults += place_faults(self.layers, self.depth, self.modules)
         if self.paper:
             wrong = {k: v for k, v in PAPER.items() if getattr(self, k) != v}
@@ -132,6 +157,8 @@ class RoseLoRAHparams(Hparams):
 def read_roselora(values: Mapping[str, Any], where: str = "hparams") -> RoseLoRAHparams:
     """Build the settings; `paper: true` fills in the published values first.
 
+    Without `support`, settings that only single entries have (`keep`, `rank`, ...) mean `support: entries`.
+
     Args:
         values: Keys and values as read from YAML.
         where: How to name the source in a message.
@@ -142,7 +169,8 @@ def read_roselora(values: Mapping[str, Any], where: str = "hparams") -> RoseLoRA
     Raises:
         HparamsError: Faults, all in one message; also a published preset with a key that contradicts it.
     """
-    base = {**PAPER_PLACE, **PAPER} if values.get("paper") is True else {}
+    base: dict[str, Any] = {"support": "entries"} if ENTRY_KEYS & values.keys() else {}
+    base = {**PAPER_PLACE, **PAPER} if values.get("paper") is True else base
     if values.get("method", RoseLoRAHparams.method) != RoseLoRAHparams.method:
         message = refusal(f"method {values['method']!r}", RoseLoRAHparams.method, "Use the reader of that method.")
         raise HparamsError(f"{where}: {message}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 
 import torch
@@ -12,12 +11,19 @@ from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
 from roseedit.roselora.config import RoseLoRAHparams
 from roseedit.roselora.memory import bank_size, pass_tokens
-from roseedit.roselora.objective import Row, build_rows, request_seed
+from roseedit.roselora.neurons import engine as neurons
+from roseedit.roselora.neurons.mlp import find_neurons
+from roseedit.roselora.objective import build_rows, request_seed
+from roseedit.roselora.order import BreadthFirst
 from roseedit.roselora.trainer import BankTrainer, Progress, Schedule, Trained
 
 
 def adapted(loaded: LoadedModel, hparams: RoseLoRAHparams) -> tuple[Projection, ...]:
     """The matrices that the settings name, checked against the model."""
+    if hparams.support == "neurons":
+        layers = hparams.layer_indices(loaded.anatomy)
+        loaded.anatomy.select(("mlp.down",), layers)  # refuses layers that the model lacks
+        return tuple(p for layer in layers for p in find_neurons(loaded, layer).projections)
     return loaded.anatomy.select(hparams.modules, hparams.layer_indices(loaded.anatomy))
 
 
@@ -35,6 +41,8 @@ def train_independent(
     Returns:
         One result per request, in order; it does not depend on which others shared its bank.
     """
+    if hparams.support == "neurons":
+        return neurons.train_independent(loaded, requests, hparams, progress)
     projections = adapted(loaded, hparams)
     size = bank_size(projections, hparams, len(requests))
     out: list[Trained] = []
@@ -87,11 +95,13 @@ def train_joint(
     Returns:
         One result; its `probability` is that of the worst request.
     """
+    if hparams.support == "neurons":
+        return neurons.train_joint(loaded, requests, hparams, progress)
     projections = adapted(loaded, hparams)
     own = hparams.replaced(rank=joint_rank(hparams.rank, len(requests), projections))
     rows = [row for n, request in enumerate(requests) for row in build_rows(loaded, request, n, 0, own)]
     generator = torch.Generator().manual_seed(request_seed(requests[0], own.seed, "joint"))
-    chooser = _BreadthFirst(rows, len(requests), own)
+    chooser = BreadthFirst(rows, len(requests), own)
     tokens = pass_tokens(loaded, projections, own)
     trainer = BankTrainer(
         loaded,
@@ -117,26 +127,3 @@ def joint_rank(rank: int, n: int, projections: Sequence[Projection]) -> int:
         The rank.
     """
     return max(rank, min(2 * n, 512, *(min(p.d_in, p.d_out) for p in projections)))
-
-
-class _BreadthFirst:
-    """Which rows each step of a joint run looks at: each epoch all in a new order, learned ones every other."""
-
-    def __init__(self, rows: Sequence[Row], n: int, hparams: RoseLoRAHparams) -> None:
-        self.of_request: list[list[int]] = [[] for _ in range(n)]
-        for i, row in enumerate(rows):
-            self.of_request[row.request].append(i)
-        self.rows, self.n, self.hparams = rows, n, hparams
-        self.batches = -(-n // hparams.joint_batch)
-        self.order: list[int] = []
-
-    def rows_of(self, step: int, lowest: torch.Tensor) -> list[int]:
-        """Rows of one mini-batch; `lowest` tells which requests are learned."""
-        epoch, at = divmod(step, self.batches)
-        if at == 0:
-            self.order = list(range(self.n))
-            random.Random(f"{self.hparams.seed}/{epoch}").shuffle(self.order)
-        batch = self.order[at :: self.batches]
-        known = lowest.tolist()
-        due = [r for r in batch if epoch % 2 == 0 or known[r] < self.hparams.stop_probability] or batch[:1]
-        return [i for r in due for i in self.of_request[r] if self.rows[i].due(epoch)]

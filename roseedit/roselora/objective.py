@@ -105,7 +105,7 @@ def build_rows(
     for turn, prompt in enumerate(in_turn):
         row = _fact_row(loaded, prompt, request, number, edit, hparams, share)
         rows.append(replace(row, turn=turn, turns=len(in_turn)))
-    if hparams.kl_weight or hparams.preserve_weight:
+    if hparams.kl_weight or hparams.preserve_weight or hparams.support == "neurons":
         rows += _anchor_rows(loaded, anchor_prompts(request, hparams), number, edit, hparams)
     # The request itself was checked against the window; what was made from it may be longer.
     return [row for row in rows if row is rows[0] or len(row.ids) <= loaded.anatomy.window]

@@ -54,6 +54,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "stop_probability": 0.5,
         "train_dtype": "weights",
     },
+    "RoseLoRA, neurons": {
+        "method": "RoseLoRA",
+        "layers": [2],
+        "lr": 0.2,
+        "steps": 40,
+        "stop_probability": 0.5,
+        "rewrites": 2,
+        "pool": 1.0,
+        "train_dtype": "weights",
+    },
     "FT-M": {"layers": [1, 2], "lr": 5e-3, "steps": 12, "norm_constraint": "entry", "norm_limit": 0.05},
     "FT-L": {"layers": [1], "lr": 5e-3, "steps": 12},
     "LoRA": {"layers": [1, 2, 3], "modules": ["mlp.down", "attn.o"], "rank": 3, "lr": 2e-2, "steps": 12},
@@ -328,7 +338,7 @@ CHECKS: dict[str, Callable[[Case], None]] = {
 }
 
 
-@pytest.fixture(params=[name for name in method_names() if changes_weights(name)])
+@pytest.fixture(params=[*(name for name in method_names() if changes_weights(name)), "RoseLoRA, neurons"])
 def case(request: pytest.FixtureRequest, any_model: LoadedModel, tiny: Build, digest: Digest, tmp_path: Path) -> Case:
     """Every architecture with every method."""
     name = any_model.name

@@ -73,10 +73,10 @@ def test_every_space_holds_its_own_settings(name: str) -> None:
 
 def test_layers_are_searched_as_shares_of_depth() -> None:
     knobs = find_method("RoseLoRA").space
-    base = read_hparams({"layers": [12, 13, 14, 15]})
+    base = read_hparams({"layers": [12, 13], "support": "entries"})
     values = values_of(base, knobs, DEEP)
-    assert values["depth.middle"] == pytest.approx(13.5 / 30)
-    assert values["depth.span"] == pytest.approx(3 / 30)
+    assert values["depth.middle"] == pytest.approx(12.5 / 30)
+    assert values["depth.span"] == pytest.approx(1 / 30)
     found: Any = with_values(base, {"depth.middle": 0.95, "depth.span": 0.2})
     assert (found.layers, found.depth) == ("auto", (0.85, 1.0))
     assert with_values(base, {"modules": "attn.q+attn.v"}).modules == ("attn.q", "attn.v")  # type: ignore[attr-defined]

@@ -1,0 +1,188 @@
+"""The neurons of many requests in one layer: looked at, chosen, opened, trained, and turned into factors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+import torch
+from torch import Tensor
+
+from roseedit.models.load import LoadedModel
+from roseedit.models.lowp import products_in
+from roseedit.requests import EditRequest
+from roseedit.roselora.adapter import Factors
+from roseedit.roselora.batches import RowStore
+from roseedit.roselora.config import RoseLoRAHparams
+from roseedit.roselora.memory import within_memory
+from roseedit.roselora.neurons.choice import take
+from roseedit.roselora.neurons.facts import Opened, answer_length, opened, points_of
+from roseedit.roselora.neurons.looks import Look, Ordinary, Place, look_at
+from roseedit.roselora.neurons.mlp import Neurons, Rows, inward_rows, said, weight_of
+from roseedit.roselora.neurons.trainer import Columns, ColumnTrainer, Learned
+from roseedit.roselora.objective import Row, build_rows, request_seed
+from roseedit.roselora.trainer import Progress, Trained, frozen
+
+Choose = Callable[[int, Tensor], list[int]]
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """One edit's neurons: which, and their inward side now and then."""
+
+    which: Tensor
+    new: Opened
+    opens: Rows
+    carries: Rows | None
+
+
+class NeuronBank:
+    """Neurons for many requests, side by side.
+
+    Args:
+        loaded: The model.
+        requests: The requests.
+        neurons: The layer.
+        hparams: The settings.
+        ordinary: What the layer's MLP does in ordinary text.
+        free: Neurons of the layer to draw from.
+        tokens: Most tokens in one pass.
+        joint: All requests in one edit, each silent at the others' places.
+        taken: Neurons of the layer that may not be taken.
+
+    Raises:
+        CapacityError: Too few neurons are free.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        requests: Sequence[EditRequest],
+        neurons: Neurons,
+        hparams: RoseLoRAHparams,
+        *,
+        ordinary: Ordinary,
+        free: Tensor,
+        tokens: int,
+        joint: bool = False,
+        taken: set[int] | frozenset[int] = frozenset(),
+    ) -> None:
+        self.loaded, self.requests, self.neurons, self.hparams, self.joint = loaded, requests, neurons, hparams, joint
+        rows = [
+            r for n, request in enumerate(requests) for r in build_rows(loaded, request, n, 0 if joint else n, hparams)
+        ]
+        with frozen(loaded.model):
+            self.place = Place.of(loaded, neurons, replay=hparams.replay)
+        look = self._look(rows, tokens)
+        self.ordinary = ordinary.x
+        self.free = free
+        self.taken: set[int] = set()
+        mine = self._openings(rows, look, taken)
+        self.edits = [_joined(mine)] if joint else mine
+        facts = [i for i, row in enumerate(rows) if row.labels]
+        ready = [look.activations[i] for i in facts]
+        self.store = RowStore(loaded, [rows[i] for i in facts], self.place.start, tokens, ready=ready)
+        self.columns = self._columns([look.inputs[i] for i in facts], [look.sizes[i] for i in facts])
+
+    def _look(self, rows: Sequence[Row], tokens: int) -> Look:
+        last, longest = self.hparams.preserve_tokens, max(len(row.ids) for row in rows)
+        everything = products_in(self.loaded, self.hparams.train_dtype)
+        with frozen(self.loaded.model), everything():
+            return within_memory(lambda most: look_at(self.loaded, rows, self.place, last, most), tokens, longest)
+
+    def _openings(self, rows: Sequence[Row], look: Look, taken: set[int] | frozenset[int]) -> list[_Taken]:
+        of_request: list[list[int]] = [[] for _ in self.requests]
+        for i, row in enumerate(rows):
+            of_request[row.request].append(i)
+        others, out = self._others(look, rows), []
+        for n, own in enumerate(of_request):
+            count = answer_length([rows[i] for i in own], self.hparams.most_neurons)
+            points = points_of([rows[i] for i in own], [look.inputs[i] for i in own], count, others(n))
+            generator = torch.Generator().manual_seed(request_seed(self.requests[n], self.hparams.seed, "neurons"))
+            which = take(self.free, taken | self.taken if self.joint else taken, count, generator)
+            if self.joint:
+                self.taken |= set(which.tolist())
+            opens, carries = self._rows_now(which)
+            biases = opens.bias, carries.bias if carries else torch.zeros_like(opens.bias)
+            out.append(_Taken(which, opened(points, count, self.neurons, biases, self.hparams), opens, carries))
+        return out
+
+    def _others(self, look: Look, rows: Sequence[Row]) -> Callable[[int], Tensor]:
+        """Per request the places elsewhere: in ordinary text, and in a joint run those of all other requests."""
+        if not self.joint:
+            return lambda _n: self.ordinary
+        x = torch.cat([*look.inputs, self.ordinary])
+        owner = [row.request for row, own in zip(rows, look.inputs, strict=True) for _ in range(len(own))]
+        whose = torch.tensor([*owner, *[-1] * len(self.ordinary)], device=x.device)
+        return lambda n: x[whose != n]
+
+    def _rows_now(self, which: Tensor) -> tuple[Rows, Rows | None]:
+        model, neurons = self.loaded.model, self.neurons
+        carries = inward_rows(model, neurons.carries, which) if neurons.carries else None
+        return inward_rows(model, neurons.opens, which), carries
+
+    def _columns(self, inputs: Sequence[Tensor], sizes: Sequence[float]) -> list[Columns]:
+        down = weight_of(self.loaded.model, self.neurons.down)
+        out = []
+        for edit, own in enumerate(self.edits):
+            mine = [i for i, row in enumerate(self.store.rows) if row.edit == edit]
+            old = down[:, own.which].float().mT
+            speech = {i: said(self.neurons, inputs[i], own.new.opens, own.new.carries) * own.new.gain for i in mine}
+            silenced = {i: said(self.neurons, inputs[i], own.opens, own.carries) @ old for i in mine}
+            out.append(Columns(speech, silenced, mean(sizes[i] for i in mine), len(own.which)))
+        return out
+
+    def due(self, step: int, _lowest: Tensor) -> list[int]:
+        """The rows whose turn it is, of all requests."""
+        return [i for i, row in enumerate(self.store.rows) if row.due(step)]
+
+    def train(self, choose: Choose, steps: int, progress: Progress | None = None) -> list[Trained]:
+        """Learn the columns.
+
+        Args:
+            choose: Rows of a step, from the step and each request's smallest probability.
+            steps: Most steps.
+            progress: Called with the share of the run just done.
+
+        Returns:
+            One result per edit.
+        """
+        trainer = ColumnTrainer(self.loaded, self.neurons, self.store, self.columns, self.hparams)
+        learned = trainer.run(lambda step: choose(step, trainer.lowest), steps, progress)
+        return [self._trained(own, result) for own, result in zip(self.edits, learned, strict=True)]
+
+    def _trained(self, own: _Taken, learned: Learned) -> Trained:
+        """One edit as factors: one outer product per neuron and matrix, one side of it a single entry."""
+        neurons, scale = self.neurons, self.hparams.scale
+        pairs = [(neurons.opens, own.new.opens.weight - own.opens.weight)]
+        if neurons.carries and own.new.carries and own.carries:
+            pairs.append((neurons.carries, own.new.carries.weight - own.carries.weight))
+        factors = {p.module_name: Factors(rows, _single(own.which, p.d_out) / scale) for p, rows in pairs}
+        old = weight_of(self.loaded.model, neurons.down)[:, own.which].float()
+        new = (learned.columns * own.new.gain[:, None]).mT
+        factors[neurons.down.module_name] = Factors(_single(own.which, neurons.down.d_in).mT, (new - old) / scale)
+        return Trained(factors, learned.steps, learned.probability, learned.converged)
+
+
+def _single(which: Tensor, n: int) -> Tensor:
+    """(n, R), column i zero but for a one at `which[i]`."""
+    out = torch.zeros(n, len(which), device=which.device)
+    out[which, torch.arange(len(which), device=which.device)] = 1.0
+    return out
+
+
+def _joined(parts: Sequence[_Taken]) -> _Taken:
+    """The neurons of several requests as those of one edit."""
+    gated = parts[0].carries is not None
+    new = Opened(
+        _stacked([p.new.opens for p in parts]),
+        _stacked([p.new.carries for p in parts if p.new.carries]) if gated else None,
+        torch.cat([p.new.gain for p in parts]),
+    )
+    carries = _stacked([p.carries for p in parts if p.carries]) if gated else None
+    return _Taken(torch.cat([p.which for p in parts]), new, _stacked([p.opens for p in parts]), carries)
+
+
+def _stacked(rows: Sequence[Rows]) -> Rows:
+    return Rows(torch.cat([r.weight for r in rows]), torch.cat([r.bias for r in rows]))

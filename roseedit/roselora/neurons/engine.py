@@ -1,0 +1,180 @@
+"""Independent and joint runs with neurons."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from roseedit.errors import CapacityError, refusal
+from roseedit.models.encoding import encode_pair
+from roseedit.models.load import LoadedModel
+from roseedit.requests import EditRequest
+from roseedit.roselora.adapter import Factors
+from roseedit.roselora.config import RoseLoRAHparams
+from roseedit.roselora.memory import pass_tokens
+from roseedit.roselora.neurons.bank import NeuronBank
+from roseedit.roselora.neurons.choice import least_used
+from roseedit.roselora.neurons.mlp import find_neurons, weight_of
+from roseedit.roselora.neurons.ordinary import ordinary_look
+from roseedit.roselora.order import BreadthFirst
+from roseedit.roselora.trainer import Progress, Trained
+
+EDITS = 64  # at a time; more would only take memory
+FACTS = 100  # of a joint run at a time; each further batch is fitted on what the ones before have made of the model
+
+
+def layers_of(loaded: LoadedModel, hparams: RoseLoRAHparams) -> tuple[int, ...]:
+    """The layers whose neurons may be taken, the one to start with first: the highest."""
+    return tuple(sorted(hparams.layer_indices(loaded.anatomy), reverse=True))
+
+
+def train_independent(
+    loaded: LoadedModel, requests: Sequence[EditRequest], hparams: RoseLoRAHparams, progress: Progress | None = None
+) -> list[Trained]:
+    """Each request alone on the model as it stands; arguments and result as of `engine.train_independent`."""
+    layer = layers_of(loaded, hparams)[0]
+    neurons = find_neurons(loaded, layer)
+    tokens = pass_tokens(loaded, neurons.projections, hparams)
+    ordinary = ordinary_look(loaded, neurons, hparams, tokens)
+    free = least_used(loaded.model, neurons, ordinary.use, hparams.pool)
+    size = min(EDITS, hparams.edits_per_bank or EDITS)
+    out: list[Trained] = []
+    for at in range(0, len(requests), size):
+        group = requests[at : at + size]
+        bank = NeuronBank(loaded, group, neurons, hparams, ordinary=ordinary, free=free, tokens=tokens)
+        out += bank.train(bank.due, hparams.steps, share_of(len(group), progress))
+    return out
+
+
+def share_of(n: int, progress: Progress | None) -> Progress | None:
+    """A trainer tells shares of its run, the caller wants requests."""
+    return None if progress is None else lambda share: progress(share * n)
+
+
+def train_joint(
+    loaded: LoadedModel, requests: Sequence[EditRequest], hparams: RoseLoRAHparams, progress: Progress | None = None
+) -> Trained:
+    """All requests in one delta; arguments and result as of `engine.train_joint`.
+
+    Raises:
+        CapacityError: The layers have too few neurons to spare.
+    """
+    parts: list[Trained] = []
+    wanted = [_neurons_for(loaded, request, hparams) for request in requests]
+    rooms = _rooms(loaded, hparams, wanted)
+    at = 0
+    while at < len(requests):
+        while rooms[0].left < wanted[at]:
+            rooms.pop(0)
+        room = rooms[0]
+        n = room.fitting(wanted[at:])
+        group = requests[at : at + n]
+        with wearing(loaded, parts):
+            parts.append(room.train(group, share_of(n, progress)))
+        at += n
+    return merged(parts)
+
+
+def _neurons_for(loaded: LoadedModel, request: EditRequest, hparams: RoseLoRAHparams) -> int:
+    encoded = encode_pair(loaded.tokenizer, request.prompt, request.target_new, end_mark=hparams.end_mark)
+    return min(len(encoded.target), hparams.most_neurons)
+
+
+def _rooms(loaded: LoadedModel, hparams: RoseLoRAHparams, wanted: Sequence[int]) -> list[_Room]:
+    """As many layers as it takes, the lowest first: what is fitted later must not move what earlier neurons see."""
+    rooms: list[_Room] = []
+    for layer in layers_of(loaded, hparams):
+        rooms.insert(0, _Room(loaded, layer, hparams))
+        if _fit([room.left for room in rooms], wanted):
+            return rooms
+    got = f"facts for {sum(wanted)} neurons, with {sum(room.left for room in rooms)} free in all"
+    raise CapacityError(refusal(got, "facts that fit", "Raise `pool`, name more `layers`, or ask for fewer."))
+
+
+def _fit(room: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Whether all find room when they come in order and a layer is left once the next does not fit."""
+    left = list(room)
+    for n in wanted:
+        while left and left[0] < n:
+            left.pop(0)
+        if not left:
+            return False
+        left[0] -= n
+    return True
+
+
+class _Room:
+    """What a joint run may take of one layer."""
+
+    def __init__(self, loaded: LoadedModel, layer: int, hparams: RoseLoRAHparams) -> None:
+        self.loaded, self.hparams = loaded, hparams
+        self.neurons = find_neurons(loaded, layer)
+        self.tokens = pass_tokens(loaded, self.neurons.projections, hparams)
+        used = ordinary_look(loaded, self.neurons, hparams, self.tokens).use
+        self.free = least_used(loaded.model, self.neurons, used, hparams.pool)
+        self.taken: set[int] = set()
+
+    @property
+    def left(self) -> int:
+        """Neurons that are free still."""
+        return len(self.free) - len(self.taken)
+
+    def fitting(self, wanted: Sequence[int]) -> int:
+        """How many facts of the given sizes come next: as many as have room, at most `FACTS`."""
+        return sum(n <= self.left for n in itertools.accumulate(wanted[:FACTS]))
+
+    def train(self, group: Sequence[EditRequest], progress: Progress | None) -> Trained:
+        """Fit some facts side by side."""
+        ordinary = ordinary_look(self.loaded, self.neurons, self.hparams, self.tokens)
+        bank = NeuronBank(
+            self.loaded,
+            group,
+            self.neurons,
+            self.hparams,
+            ordinary=ordinary,
+            free=self.free,
+            tokens=self.tokens,
+            joint=True,
+            taken=self.taken,
+        )
+        self.taken |= bank.taken
+        order = BreadthFirst(bank.store.rows, len(group), self.hparams)
+        return bank.train(order.rows_of, self.hparams.steps * order.batches, progress)[0]
+
+
+@contextmanager
+def wearing(loaded: LoadedModel, parts: Sequence[Trained]) -> Iterator[None]:
+    """Inside the block the model has the changes; its own parameters are put aside unwritten."""
+    own: dict[str, nn.Parameter] = {}
+    projections = {p.module_name: p for p in loaded.anatomy.projections}
+    try:
+        for path in {path for part in parts for path in part.factors}:
+            module = loaded.model.get_submodule(path)
+            own[path] = module.weight
+            changed = weight_of(loaded.model, projections[path]).float().clone()
+            for part in parts:
+                if path in part.factors:
+                    changed += part.factors[path].b @ part.factors[path].a
+            changed = changed.t() if projections[path].transposed else changed
+            module.weight = nn.Parameter(changed.to(own[path].dtype).contiguous(), requires_grad=False)
+        yield
+    finally:
+        for path, weight in own.items():
+            loaded.model.get_submodule(path).weight = weight
+
+
+def merged(parts: Sequence[Trained]) -> Trained:
+    """Several changes as one."""
+    if len(parts) == 1:
+        return parts[0]
+    found: dict[str, list[Factors]] = {}
+    for part in parts:
+        for path, factors in part.factors.items():
+            found.setdefault(path, []).append(factors)
+    whole = {p: Factors(torch.cat([f.a for f in own]), torch.cat([f.b for f in own], 1)) for p, own in found.items()}
+    steps, sure = sum(part.steps for part in parts), min(part.probability for part in parts)
+    return Trained(whole, steps, sure, all(part.converged for part in parts))

@@ -1,0 +1,141 @@
+"""From a request's rows to its neurons: one per token of the answer, each with the direction that opens it.
+
+Neuron t is to open where token t of the answer comes next, in every wording, and nowhere else: not on the anchors, not
+on the rest of the fact's own rows, not on other facts of the same run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from roseedit.roselora.config import RoseLoRAHparams
+from roseedit.roselora.neurons.gates import ridge_fit, separators
+from roseedit.roselora.neurons.mlp import Neurons, Rows, said
+from roseedit.roselora.objective import Row
+
+ANCHOR_ENDS, ANCHOR_REST, OWN_REST = 0.5, 0.25, 0.25  # mass of the kinds of silence; all facts have 1
+ELSEWHERE = -0.6  # what is enough there
+OTHER = 0.005  # mass of each place elsewhere that comes within the margin
+FIRST = 0.5  # of the facts' mass on the request's own prompt
+FIRM = 0.3  # quantile of the facts that opens fully
+LEAST = 0.1  # a separator may fail; its answer is then not blown up any further
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The inward side of one request's neurons.
+
+    Attributes:
+        opens: Their opening rows.
+        carries: Their carrying rows, in a gated MLP.
+        gain: (R,), what a neuron says is multiplied with it, so that it is 1 on the fact on average.
+    """
+
+    opens: Rows
+    carries: Rows | None
+    gain: Tensor
+
+
+@dataclass
+class Points:
+    """The places of one request at which its neurons are asked.
+
+    Attributes:
+        x: (n, d_in).
+        token: (n,) which token of the answer comes next, -1 where none does.
+        mass: (n,) as silent places.
+        fact_mass: (n,) as places of their token.
+        own: The first so many are the request's own and its anchors'.
+    """
+
+    x: Tensor
+    token: Tensor
+    mass: Tensor
+    fact_mass: Tensor
+    own: int
+
+
+def answer_length(rows: Sequence[Row], most: int) -> int:
+    """How many neurons a request takes: one per token of its answer, the rest of a long one on the last."""
+    return min(most, max(len(row.labels) for row in rows))
+
+
+def points_of(rows: Sequence[Row], inputs: Sequence[Tensor], count: int, others: Tensor) -> Points:
+    """Gather a request's places.
+
+    Args:
+        rows: Its rows, its own prompt first.
+        inputs: Per row what enters the MLP.
+        count: Neurons of the request.
+        others: (m, d_in), places in ordinary text and of other facts.
+
+    Returns:
+        The places.
+    """
+    facts = [(row, x) for row, x in zip(rows, inputs, strict=True) if row.labels]
+    anchors = [x for row, x in zip(rows, inputs, strict=True) if not row.labels]
+    shares = [1.0] if len(facts) == 1 else [FIRST, *[(1 - FIRST) / (len(facts) - 1)] * (len(facts) - 1)]
+    n_own = sum(len(x) for _, x in facts)
+    ends, rest = [x[-1:] for x in anchors], [x[:-1] for x in anchors]
+    sizes = n_own, len(ends), sum(map(len, rest)), len(others)
+    each = OWN_REST / n_own, ANCHOR_ENDS / max(1, sizes[1]), ANCHOR_REST / max(1, sizes[2]), OTHER
+    silent = sum(sizes[1:])
+    device = others.device
+    return Points(
+        x=torch.cat([*(x for _, x in facts), *ends, *rest, others]),
+        token=torch.cat([*(_token_at(row, len(x), count) for row, x in facts), torch.full((silent,), -1)]).to(device),
+        mass=torch.cat([torch.full((n,), m) for n, m in zip(sizes, each, strict=True)]).to(device),
+        fact_mass=torch.cat(
+            [*(torch.full((len(x),), s) for s, (_, x) in zip(shares, facts, strict=True)), torch.zeros(silent)]
+        ).to(device),
+        own=sum(sizes[:3]),
+    )
+
+
+def _token_at(row: Row, length: int, count: int) -> Tensor:
+    out = torch.full((length,), -1)
+    for t, column in enumerate(row.columns):
+        out[column] = min(t, count - 1)
+    return out
+
+
+@torch.no_grad()
+def opened(
+    points: Points, count: int, neurons: Neurons, biases: tuple[Tensor, Tensor], hparams: RoseLoRAHparams
+) -> Opened:
+    """Fit the inward rows of one request's neurons.
+
+    Args:
+        points: Its places.
+        count: R.
+        neurons: The layer's neurons.
+        biases: (R,) twice, what the chosen neurons add before their activation and to what they carry.
+        hparams: The settings.
+
+    Returns:
+        The rows.
+    """
+    x, own = points.x, points.own
+    here = points.token[None] == torch.arange(count, device=x.device)[:, None]
+    mass = torch.where(here, points.fact_mass, points.mass)
+    silent = torch.full_like(points.mass, -1.0)
+    silent[own:] = ELSEWHERE
+    wanted = torch.where(here, 1.0, silent)
+    w = separators(x, wanted, mass, own=own, ridge=hparams.gate_ridge, rounds=hparams.gate_rounds)
+    one = ridge_fit(x[:own], torch.ones_like(mass[0, :own]), mass[0, :own], hparams.gate_ridge)
+    z = w @ points.x.mT
+    firm = torch.stack([row[on].quantile(FIRM) for row, on in zip(z, here, strict=True)]).clamp(min=LEAST)
+    rows = hparams.gate_slope * (w / firm[:, None] - hparams.gate_threshold * one)
+    opens = Rows(rows - biases[0][:, None] * one, biases[0])
+    carries = Rows((1 - biases[1])[:, None] * one, biases[1]) if neurons.carries else None
+    out = said(neurons, points.x, opens, carries).mT
+    mean = torch.stack([row[on].mean() for row, on in zip(out, here, strict=True)])
+    gain = 1 / torch.where(mean.abs() > 1e-3, mean, 1.0)
+    if carries is None:
+        return Opened(opens, None, gain)
+    scaled = Rows(gain[:, None] * (carries.weight + biases[1][:, None] * one) - biases[1][:, None] * one, biases[1])
+    return Opened(opens, scaled, torch.ones_like(gain))

@@ -1,0 +1,213 @@
+"""One look at all training rows: what enters the edited layer's MLP, and what is to enter the replay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from roseedit.models.encoding import encode_prompt, pad_right, plan_batches
+from roseedit.models.load import LoadedModel
+from roseedit.models.replay import captured, layers_off, run_body
+from roseedit.roselora.neurons.mlp import Neurons, check_said
+from roseedit.roselora.objective import Row
+
+ADDED = 0.05  # of the push; weights may be bfloat16
+
+
+@dataclass
+class Look:
+    """What is known of the rows before training.
+
+    Attributes:
+        inputs: Per row (tokens, d_in) into the MLP; of anchors their last tokens.
+        activations: Per row (tokens, hidden) into the first replayed layer; empty for anchors.
+        sizes: Per fact row the root mean square of the stream that the neurons write to.
+    """
+
+    inputs: list[Tensor]
+    activations: list[Tensor]
+    sizes: list[float]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an edit of neurons writes and where its training starts.
+
+    Attributes:
+        neurons: The layer's neurons.
+        plain: What they write is simply added to the stream.
+        start: First layer that training runs: 0, theirs, or the one above.
+    """
+
+    neurons: Neurons
+    plain: bool
+    start: int
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, neurons: Neurons, *, replay: bool) -> Place:
+        """Look where training can start; `replay` False asks for all layers."""
+        plain = adds_plainly(loaded, neurons)
+        behind = plain and neurons.layer + 1 < loaded.anatomy.n_layers
+        return cls(neurons, plain, neurons.layer + behind if replay else 0)
+
+
+@torch.no_grad()
+def look_at(loaded: LoadedModel, rows: Sequence[Row], place: Place, last: int, tokens: int) -> Look:
+    """Run the rows up to the edited layer, once.
+
+    Args:
+        loaded: The model.
+        rows: Training rows.
+        place: The edited layer.
+        last: How many last tokens of an anchor count.
+        tokens: Most tokens in one pass.
+
+    Returns:
+        The look.
+
+    Raises:
+        AnatomyError: The MLP does not work as `neurons` says.
+    """
+    nothing = torch.empty(0)
+    look, checked = Look([nothing] * len(rows), [nothing] * len(rows), [0.0] * len(rows)), False
+    for batch in plan_batches([len(row.ids) for row in rows], tokens):
+        ids, mask = pad_right([rows[i].ids for i in batch], loaded.pad_id, loaded.device)
+        seen = _Seen(*(t.reshape(*ids.shape, -1) for t in _watched(loaded, place, ids, mask)))
+        if not checked:
+            check_said(place.neurons, loaded.model, seen.x[mask.bool()], seen.inner[mask.bool()])
+            checked = True
+        for at, i in enumerate(batch):
+            n = len(rows[i].ids)
+            look.inputs[i] = seen.x[at, 0 if rows[i].labels else max(0, n - last) : n].float()
+            if rows[i].labels:
+                look.activations[i] = seen.stored[at, :n].clone()
+                # Many models have one token, the first, with a stream a hundred times as large: not the measure.
+                look.sizes[i] = float(seen.stream[at, 1:n].float().square().mean().sqrt())
+    return look
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """(rows, tokens, ...) into the MLP, into `mlp.down`, into layer `start`, and the stream that is written to."""
+
+    x: Tensor
+    inner: Tensor
+    stored: Tensor
+    stream: Tensor
+
+
+def _watched(loaded: LoadedModel, place: Place, ids: Tensor, mask: Tensor) -> list[Tensor]:
+    """One pass as in `_Seen`; layers above the watched ones do nothing."""
+    model, anatomy, neurons = loaded.model, loaded.anatomy, place.neurons
+    with ExitStack() as stack:
+        lists = [
+            stack.enter_context(_inputs(model, neurons.opens.module_name)),
+            stack.enter_context(_inputs(model, neurons.down.module_name)),
+            stack.enter_context(captured(model, anatomy, place.start)),
+            stack.enter_context(
+                captured(model, anatomy, neurons.layer) if place.plain else _outputs(model, neurons.down.module_name)
+            ),
+        ]
+        stack.enter_context(layers_off(model, anatomy, neurons.layer + 1))
+        run_body(model, ids, mask, head=False)
+    return [seen[0] for seen in lists]
+
+
+@contextmanager
+def _inputs(model: Any, path: str) -> Iterator[list[Tensor]]:
+    seen: list[Tensor] = []
+    handle = model.get_submodule(path).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _outputs(model: Any, path: str) -> Iterator[list[Tensor]]:
+    seen: list[Tensor] = []
+    handle = model.get_submodule(path).register_forward_hook(lambda _, __, out: seen.append(out))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def adds_plainly(loaded: LoadedModel, neurons: Neurons) -> bool:
+    """Whether what `mlp.down` gives is simply added to what leaves its layer, with no norm or scale between.
+
+    Args:
+        loaded: The model.
+        neurons: A layer's neurons.
+
+    Returns:
+        True when it is.
+    """
+    ids = torch.zeros(1, 2, dtype=torch.long, device=loaded.device)
+    before = _behind(loaded, neurons, ids, 0.0)
+    step = float(before.square().mean().sqrt())
+    moved = _behind(loaded, neurons, ids, step) - before
+    return bool(((moved - step).abs() < ADDED * step).all())
+
+
+def _behind(loaded: LoadedModel, neurons: Neurons, ids: Tensor, push: float) -> Tensor:
+    """What leaves the layer when every output of `mlp.down` is `push` larger."""
+    model, anatomy, seen = loaded.model, loaded.anatomy, []
+    down = model.get_submodule(neurons.down.module_name).register_forward_hook(lambda _, __, out: out + push)
+    layer = model.get_submodule(anatomy.layers_name)[neurons.layer]
+    out = layer.register_forward_hook(lambda _, __, out: seen.append(out[0] if isinstance(out, tuple) else out))
+    try:
+        with layers_off(model, anatomy, neurons.layer + 1):
+            run_body(model, ids, torch.ones_like(ids), head=False)
+    finally:
+        down.remove()
+        out.remove()
+    return seen[0].float()
+
+
+@dataclass(frozen=True)
+class Ordinary:
+    """What a layer's MLP is given, and what it does, in ordinary text.
+
+    Attributes:
+        x: (n, d_in), what enters it, float32.
+        use: (neurons,), mean size of what each hands to its column.
+    """
+
+    x: Tensor
+    use: Tensor
+
+
+@torch.no_grad()
+def look_at_texts(loaded: LoadedModel, neurons: Neurons, texts: Sequence[str], tokens: int) -> Ordinary:
+    """Run some texts up to a layer; their first tokens do not count.
+
+    Args:
+        loaded: The model.
+        neurons: The layer's neurons.
+        texts: The texts.
+        tokens: Most tokens in one pass.
+
+    Returns:
+        The look.
+    """
+    encoded = [encode_prompt(loaded.tokenizer, text).ids for text in texts]
+    x: list[Tensor] = []
+    inner: list[Tensor] = []
+    for batch in plan_batches([len(ids) for ids in encoded], tokens):
+        ids, mask = pad_right([encoded[i] for i in batch], loaded.pad_id, loaded.device)
+        with (
+            _inputs(loaded.model, neurons.opens.module_name) as opened,
+            _inputs(loaded.model, neurons.down.module_name) as closed,
+            layers_off(loaded.model, loaded.anatomy, neurons.layer + 1),
+        ):
+            run_body(loaded.model, ids, mask, head=False)
+        for seen, out in ((opened, x), (closed, inner)):
+            out.append(seen[0].reshape(*ids.shape, -1)[:, 1:][mask[:, 1:].bool()].float())
+    return Ordinary(torch.cat(x), torch.cat(inner).abs().mean(0))

@@ -1,0 +1,206 @@
+"""The outward columns of many neurons, trained side by side.
+
+What opens a neuron is settled before (`facts.py`), so only its column is learned: the vector that it adds to the
+stream where it is open. What it says at each place of each row is known, so a step is: add the columns to what left
+the edited layer, run the layers above, and let Adam move the columns. Neither anchors nor importance are needed: what
+must not change does not see the neuron.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from roseedit.models.load import LoadedModel
+from roseedit.models.lowp import products_in
+from roseedit.roselora.batches import Pass, RowStore
+from roseedit.roselora.config import RoseLoRAHparams
+from roseedit.roselora.memory import within_memory
+from roseedit.roselora.neurons.mlp import Neurons
+from roseedit.roselora.objective import fact_losses, pushing
+from roseedit.roselora.trainer import PLANS_KEPT, Progress, frozen
+
+
+@dataclass
+class Columns:
+    """The neurons of one edit, as the trainer needs them.
+
+    Attributes:
+        speech: Per fact row (tokens, R), what they say.
+        silenced: Per fact row (tokens, hidden), what the neurons that made room used to add.
+        unit: Root mean square of the stream where they write; columns are learned in this unit.
+        size: R.
+    """
+
+    speech: dict[int, Tensor]
+    silenced: dict[int, Tensor]
+    unit: float
+    size: int
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What became of one edit's columns.
+
+    Attributes:
+        columns: (R, hidden).
+        steps: Optimiser steps it took.
+        probability: Smallest target-token probability when last looked at.
+        converged: True when it stopped by itself.
+    """
+
+    columns: Tensor
+    steps: int
+    probability: float
+    converged: bool
+
+
+@dataclass
+class _Work:
+    """One pass with what its neurons say, (rows, tokens, R), and what is silenced, (rows, tokens, hidden)."""
+
+    rows: Pass
+    speech: Tensor
+    silenced: Tensor
+
+
+class ColumnTrainer:
+    """Trains the columns of E edits.
+
+    Args:
+        loaded: The model.
+        neurons: The edited layer.
+        store: The fact rows with what enters the first replayed layer; `row.edit` is the place in the bank.
+        edits: One per edit, its neurons.
+        hparams: The settings.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        neurons: Neurons,
+        store: RowStore,
+        edits: Sequence[Columns],
+        hparams: RoseLoRAHparams,
+    ) -> None:
+        self.loaded, self.neurons, self.store, self.edits, self.hparams = loaded, neurons, store, edits, hparams
+        self.arithmetic = products_in(loaded, hparams.train_dtype, store.layer)
+        shape = len(edits), max(edit.size for edit in edits), neurons.down.d_out
+        self.columns = torch.zeros(shape, device=loaded.device, requires_grad=True)
+        self.units = torch.tensor([edit.unit for edit in edits], device=loaded.device)[:, None, None]
+        self.optimizer = torch.optim.Adam([self.columns], lr=hparams.lr)
+        self.owner = {row.request: row.edit for row in store.rows}
+        self.owners = torch.tensor([self.owner[r] for r in range(len(self.owner))], device=loaded.device)
+        self.lowest = torch.zeros(len(self.owner), device=loaded.device)
+        self.done: list[Learned | None] = [None] * len(edits)
+        self.plans: dict[tuple[int, ...], list[_Work]] = {}
+
+    def run(self, choose: Callable[[int], list[int]], steps: int, progress: Progress | None = None) -> list[Learned]:
+        """Train until every edit is done or the steps are used up.
+
+        Args:
+            choose: Rows of step t; rows of edits that are done are left out by themselves.
+            steps: Most steps.
+            progress: Called with the share of the run just done; the shares add up to 1.
+
+        Returns:
+            One result per edit.
+        """
+        step = 0
+        with frozen(self.loaded.model):
+            while step < steps and any(done is None for done in self.done):
+                self._step(step, [i for i in choose(step) if self.done[self.store.rows[i].edit] is None])
+                step += 1
+                if progress:
+                    progress(1 / steps)
+        if progress:
+            progress(1 - step / steps)
+        for edit, done in enumerate(self.done):
+            if done is None:
+                self._finish(edit, steps, converged=False)
+        return [done for done in self.done if done is not None]
+
+    def _step(self, step: int, chosen: list[int]) -> None:
+        if not chosen:
+            return
+
+        def attempt(tokens: int) -> None:
+            if tokens != self.store.max_tokens:
+                self.store.max_tokens = tokens
+                self.plans.clear()
+            self._backward(self._plan(chosen))
+
+        within_memory(attempt, self.store.max_tokens, max(len(self.store.rows[i].ids) for i in chosen))
+        self._stop(step)
+        self.optimizer.step()
+
+    def _plan(self, chosen: list[int]) -> list[_Work]:
+        """The passes of a step. Wordings take turns, so a few plans come again and again until an edit is done."""
+        key = tuple(chosen)
+        if key not in self.plans:
+            if len(self.plans) >= PLANS_KEPT:
+                self.plans.clear()
+            self.plans[key] = [self._work(rows, work) for rows, work in self.store.planned(chosen)]
+        return self.plans[key]
+
+    def _work(self, rows: Sequence[int], work: Pass) -> _Work:
+        size = self.columns.shape[1]
+        speech = torch.zeros(*work.ids.shape, size, device=self.loaded.device)
+        silenced = torch.zeros(*work.ids.shape, self.columns.shape[2], device=self.loaded.device)
+        for place, i in enumerate(rows):
+            own = self.edits[self.store.rows[i].edit]
+            speech[place, : len(own.speech[i]), : own.size] = own.speech[i]
+            silenced[place, : len(own.silenced[i])] = own.silenced[i]
+        return _Work(work, speech, silenced)
+
+    def _backward(self, works: Sequence[_Work]) -> None:
+        """Gradients of all passes of a step; books each request's smallest target probability."""
+        self.optimizer.zero_grad(set_to_none=True)
+        lowest = torch.full_like(self.lowest, 2.0)
+        for work in works:
+            rows = work.rows
+            with self.arithmetic(), self._added(work):
+                logits = rows.logits(self.loaded, self.store.layer)
+            nll = fact_losses(logits, rows.labels)
+            sure = (-nll.detach()).exp()
+            (nll * pushing(sure < self.hparams.enough, rows.at[0]) * rows.label_weights).sum().backward()
+            lowest.scatter_reduce_(0, rows.label_requests, sure, "amin")
+        self.lowest = torch.where(lowest > 1.0, self.lowest, lowest)
+
+    @contextmanager
+    def _added(self, work: _Work) -> Iterator[None]:
+        """Inside the block the replay of the pass carries its edits."""
+        edits = work.rows.edits.to(self.columns.device)
+        change = work.speech @ (self.columns[edits] * self.units[edits]) - work.silenced
+        if self.store.layer > self.neurons.layer:
+            stored = work.rows.activations
+            try:
+                work.rows.activations = stored + change.to(stored.dtype)
+                yield
+            finally:
+                work.rows.activations = stored
+            return
+        module = self.loaded.model.get_submodule(self.neurons.down.module_name)
+        handle = module.register_forward_hook(lambda _, __, out: out + change.reshape(out.shape).to(out.dtype))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _stop(self, step: int) -> None:
+        """Finish the edits whose requests all have their target, as they are before this step's update."""
+        worst = torch.ones(len(self.edits), device=self.lowest.device)
+        worst.scatter_reduce_(0, self.owners, self.lowest, "amin")
+        for edit in (worst >= self.hparams.stop_probability).nonzero()[:, 0].tolist():
+            if self.done[edit] is None:
+                self._finish(edit, step, converged=True)
+
+    def _finish(self, edit: int, step: int, *, converged: bool) -> None:
+        own = self.edits[edit]
+        worst = float(self.lowest[self.owners == edit].min())
+        columns = (self.columns[edit, : own.size] * own.unit).detach().clone()
+        self.done[edit] = Learned(columns, step, worst, converged)

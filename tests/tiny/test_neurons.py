@@ -1,0 +1,250 @@
+"""Edits of whole neurons: what they touch, what opens them, and that neighbours and replay do not matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from roseedit.errors import AnatomyError, CapacityError, HparamsError
+from roseedit.models.load import LoadedModel
+from roseedit.requests import EditRequest
+from roseedit.roselora.config import RoseLoRAHparams, read_roselora
+from roseedit.roselora.engine import train_independent, train_joint
+from roseedit.roselora.neurons.choice import least_used, take
+from roseedit.roselora.neurons.engine import wearing
+from roseedit.roselora.neurons.gates import ridge_fit, separators
+from roseedit.roselora.neurons.looks import Place, adds_plainly, look_at
+from roseedit.roselora.neurons.mlp import find_neurons, inward_rows, said, weight_of
+from roseedit.roselora.objective import build_rows
+from roseedit.roselora.trainer import Trained
+
+Tiny = Callable[..., LoadedModel]
+Digest = Callable[..., str]
+SETTINGS: dict[str, Any] = {
+    "layers": [2],
+    "lr": 0.2,
+    "steps": 40,
+    "rewrites": 2,
+    "pool": 1.0,
+    "anchor_subjects": 2,
+    "anchor_relations": 2,
+    "anchor_mutations": 0,
+    "anchor_frames": 0,
+    "stop_probability": 0.5,
+    "train_dtype": "weights",
+}
+REQUESTS = [
+    EditRequest("The Tower is in the city of", "Rome", subject="Tower"),
+    EditRequest("Oslo lies in", "the Alps", subject="Oslo"),
+    EditRequest("The mother of Li Wei is called", "Eve", subject="Li Wei"),
+]
+TOLERANCE = 1e-3  # sums run in another order, and Adam makes much of differences in tiny gradients
+
+
+def settings(**changes: Any) -> RoseLoRAHparams:
+    """The settings of these tests."""
+    return read_roselora({**SETTINGS, **changes})
+
+
+def furthest(a: Trained, b: Trained) -> float:
+    """Largest difference of any entry of two changes, relative to the largest change of its matrix."""
+    assert set(a.factors) == set(b.factors)
+    changes = [(a.factors[n].b @ a.factors[n].a, b.factors[n].b @ b.factors[n].a) for n in a.factors]
+    return max(float((x - y).abs().max() / x.abs().max()) for x, y in changes)
+
+
+@pytest.fixture(params=["llama", "gpt2", "gemma3"])
+def loaded(request: pytest.FixtureRequest, tiny: Tiny) -> LoadedModel:
+    """A gated model, one without gate and with biases, and one whose MLP is normalised before it is added."""
+    return tiny(request.param)
+
+
+def test_only_whole_neurons_are_touched(loaded: LoadedModel) -> None:
+    (trained,) = train_independent(loaded, REQUESTS[:1], settings())
+    neurons = find_neurons(loaded, 2)
+    assert set(trained.factors) == {p.module_name for p in neurons.projections}
+    down = trained.factors[neurons.down.module_name].a != 0
+    assert down.sum(1).eq(1).all()
+    which = down.nonzero()[:, 1]
+    assert len(which.unique()) == len(which) == len(down)
+    for p in neurons.projections[:-1]:
+        inward = trained.factors[p.module_name].b != 0
+        assert inward.sum(0).eq(1).all()
+        assert torch.equal(inward.T.nonzero()[:, 1], which)
+
+
+def test_neighbours_and_replay_do_not_matter(loaded: LoadedModel) -> None:
+    hparams = settings()
+    together = train_independent(loaded, REQUESTS, hparams)
+    assert furthest(together[0], together[0]) == 0.0
+    for i, request in enumerate(REQUESTS):
+        (alone,) = train_independent(loaded, [request], hparams)
+        (whole,) = train_independent(loaded, [request], hparams.replaced(replay=False))
+        assert alone.steps == together[i].steps == whole.steps
+        assert furthest(alone, together[i]) < TOLERANCE
+        assert furthest(alone, whole) < TOLERANCE
+
+
+def test_the_same_run_twice_gives_the_same_bits(loaded: LoadedModel, digest: Digest) -> None:
+    before = digest(loaded.model)
+    first, second = (train_independent(loaded, REQUESTS[:1], settings())[0] for _ in range(2))
+    assert furthest(first, second) == 0.0
+    assert digest(loaded.model) == before
+
+
+def test_a_joint_run_gives_each_fact_its_own_neurons(loaded: LoadedModel, digest: Digest) -> None:
+    before = digest(loaded.model)
+    joint = train_joint(loaded, REQUESTS, settings(joint_batch=2))
+    assert digest(loaded.model) == before
+    down = joint.factors[find_neurons(loaded, 2).down.module_name].a
+    which = (down != 0).nonzero()[:, 1]
+    assert len(which.unique()) == len(which)
+    sizes = [
+        len(t.factors[find_neurons(loaded, 2).down.module_name].a)
+        for t in train_independent(loaded, REQUESTS, settings())
+    ]
+    assert len(which) == sum(sizes)
+
+
+def test_a_joint_run_that_finds_no_room_goes_to_the_next_layer(loaded: LoadedModel, monkeypatch: Any) -> None:
+    monkeypatch.setattr("roseedit.roselora.neurons.engine.FACTS", 1)
+    width = find_neurons(loaded, 2).down.d_in
+    joint = train_joint(loaded, REQUESTS, settings(layers=[1, 2], pool=9 / width, steps=12))
+    assert {int(name.split(".")[-3]) for name in joint.factors} == {1, 2}
+    with pytest.raises(CapacityError, match=r"with 3 free in all; .*Raise `pool`"):
+        train_joint(loaded, REQUESTS, settings(layers=[2], pool=3 / width))
+
+
+@torch.no_grad()
+def test_the_picture_of_the_mlp_is_the_models(loaded: LoadedModel) -> None:
+    neurons = find_neurons(loaded, 1)
+    seen: list[Tensor] = []
+    paths = neurons.opens.module_name, neurons.down.module_name
+    handles = [
+        loaded.model.get_submodule(p).register_forward_pre_hook(lambda _, args: seen.append(args[0])) for p in paths
+    ]
+    loaded.model(torch.arange(6)[None])
+    for handle in handles:
+        handle.remove()
+    which = torch.tensor([0, 3, 5])
+    carries = inward_rows(loaded.model, neurons.carries, which) if neurons.carries else None
+    ours = said(neurons, seen[0], inward_rows(loaded.model, neurons.opens, which), carries)
+    torch.testing.assert_close(ours, seen[1][..., which], atol=1e-5, rtol=1e-4)
+
+
+def test_an_mlp_that_works_otherwise_is_refused(tiny: Tiny, monkeypatch: Any) -> None:
+    loaded = tiny("llama")
+    monkeypatch.setattr(loaded.model.config, "hidden_act", "relu")
+    with pytest.raises(AnatomyError, match=r"layer 2 that is no list of plain or gated neurons.*support: entries"):
+        train_independent(loaded, REQUESTS[:1], settings())
+    monkeypatch.setattr(loaded.model.config, "hidden_act", "no such")
+    with pytest.raises(AnatomyError, match="whose activation its configuration does not name"):
+        find_neurons(loaded, 2)
+
+
+def test_where_training_may_start(tiny: Tiny) -> None:
+    plain, normed = tiny("llama"), tiny("gemma3")
+    assert adds_plainly(plain, find_neurons(plain, 2))
+    assert not adds_plainly(normed, find_neurons(normed, 2))
+    last = find_neurons(plain, plain.anatomy.n_layers - 1)
+    assert Place.of(plain, find_neurons(plain, 1), replay=True).start == 2
+    assert Place.of(plain, last, replay=True).start == last.layer
+    assert Place.of(plain, last, replay=False).start == 0
+    assert Place.of(normed, find_neurons(normed, 1), replay=True).start == 1
+
+
+def test_a_look_keeps_all_of_a_fact_and_the_end_of_an_anchor(tiny: Tiny) -> None:
+    loaded = tiny("llama")
+    rows = build_rows(loaded, REQUESTS[0], 0, 0, settings())
+    place = Place.of(loaded, find_neurons(loaded, 2), replay=True)
+    look, small = (look_at(loaded, rows, place, 3, tokens) for tokens in (4096, 32))
+    for row, x, stored, size, other in zip(rows, look.inputs, look.activations, look.sizes, small.inputs, strict=True):
+        assert len(x) == (len(row.ids) if row.labels else min(3, len(row.ids)))
+        assert len(stored) == (len(row.ids) if row.labels else 0)
+        assert (size > 0) == bool(row.labels)
+        torch.testing.assert_close(x, other, atol=1e-5, rtol=1e-4)
+
+
+def test_wearing_changes_and_puts_back(loaded: LoadedModel, digest: Digest) -> None:
+    (trained,) = train_independent(loaded, REQUESTS[:1], settings())
+    before, weights = digest(loaded.model), dict(loaded.model.named_parameters())
+    with pytest.raises(KeyError), wearing(loaded, [trained, trained]):
+        for p in find_neurons(loaded, 2).projections:
+            factors = trained.factors[p.module_name]
+            old = weights[p.weight_name].t() if p.transposed else weights[p.weight_name]
+            torch.testing.assert_close(weight_of(loaded.model, p), (old + 2 * (factors.b @ factors.a)).detach())
+        raise KeyError
+    assert digest(loaded.model) == before
+    assert all(p is weights[name] for name, p in loaded.model.named_parameters())
+
+
+def test_neurons_are_drawn_from_the_free_ones() -> None:
+    free = torch.tensor([9, 4, 7, 1, 30])
+    drawn = take(free, {4}, 3, torch.Generator().manual_seed(0))
+    assert set(drawn.tolist()) <= {9, 7, 1, 30}
+    assert drawn.tolist() == sorted(set(drawn.tolist()))
+    assert torch.equal(drawn, take(free, {4}, 3, torch.Generator().manual_seed(0)))
+    with pytest.raises(CapacityError, match="4 neurons wanted of 3 that are free"):
+        take(free, {4, 7}, 4, torch.Generator())
+
+
+@torch.no_grad()
+def test_a_neuron_with_large_weights_is_not_free(tiny: Tiny) -> None:
+    loaded = tiny("llama")
+    neurons = find_neurons(loaded, 2)
+    used = torch.ones(neurons.down.d_in)
+    used[5] = 0.0
+    assert least_used(loaded.model, neurons, used, 0.1)[0] == 5
+    loaded.model.get_parameter(neurons.down.weight_name)[:, 5] *= 100
+    assert 5 not in least_used(loaded.model, neurons, used, 1.0)
+
+
+def test_settings_of_single_entries_mean_single_entries() -> None:
+    assert read_roselora({}).support == "neurons"
+    assert read_roselora({"keep": 0.1}).support == "entries"
+    assert read_roselora({"paper": True}).support == "entries"
+    with pytest.raises(HparamsError, match=r"got modules \['attn.q'\] with support neurons.*Set support: entries"):
+        read_roselora({"support": "neurons", "modules": ["attn.q"]})
+
+
+def toy() -> tuple[Tensor, Tensor, Tensor]:
+    """30 points in two heaps, what is wanted of them, and their weights."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(30, 8, generator=generator)
+    x[:10, 0] += 4
+    x[:, 1] = 1.0
+    wanted = torch.cat([torch.ones(10), -torch.ones(20)])
+    return x, wanted[None], torch.full((1, 30), 1 / 30)
+
+
+def test_a_separator_holds_its_margin() -> None:
+    x, wanted, mass = toy()
+    (w,) = separators(x, wanted, mass, own=30, ridge=1e-4, rounds=20)
+    assert (wanted[0] * (x @ w) > 0.9).all()
+
+
+def test_the_first_round_is_ridge_regression() -> None:
+    x, wanted, mass = toy()
+    (w,) = separators(x, wanted, mass, own=30, ridge=0.1, rounds=0)
+    penalty = 0.1 * x.square().sum(1).mean()
+    direct = torch.linalg.solve(x.T @ x / 30 + penalty * torch.eye(8), x.T @ wanted[0] / 30)
+    torch.testing.assert_close(w, direct, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ridge_fit(x, wanted[0], mass[0], 0.1), direct, atol=1e-5, rtol=1e-4)
+
+
+def test_far_points_count_only_within_their_margin() -> None:
+    x, wanted, mass = toy()
+    plain = separators(x, wanted, mass, own=30, ridge=0.01, rounds=20)
+    quiet = -5 * plain / plain.square().sum()  # answers -5
+    loud = plain / plain.square().sum()  # answers 1
+    for far, same in ((quiet, True), (loud, False)):
+        more = torch.cat([x, far])
+        y, m = torch.cat([wanted, torch.full((1, 1), -0.6)], 1), torch.cat([mass, torch.full((1, 1), 1.0)], 1)
+        found = separators(more, y, m, own=30, ridge=0.01, rounds=20)
+        assert torch.allclose(found, plain, atol=1e-5) == same
+        if not same:
+            assert float(far[0] @ found[0]) < float(far[0] @ plain[0]) - 0.5

@@ -32,6 +32,9 @@ from roseedit.models.load import LoadedModel
 from roseedit.roselora.config import RoseLoRAHparams, read_roselora
 from roseedit.roselora.engine import adapted
 
+Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
+NEURONS = 5  # tokens of a usual answer, end mark included
+
 
 def main() -> None:
     """Run it."""
@@ -60,24 +63,45 @@ class Maker:
     """Synthetic edits of the shape that settings give."""
 
     def __init__(self, loaded: LoadedModel, hparams: RoseLoRAHparams) -> None:
-        self.projections = {p.module_name: p for p in adapted(loaded, hparams)}
+        layers = {p.layer for p in adapted(loaded, hparams)}
+        if hparams.support == "neurons":  # an edit's neurons are those of one layer
+            layers = {max(layers)}
+        self.projections = {p.module_name: p for p in adapted(loaded, hparams) if p.layer in layers}
         self.fingerprint = base_fingerprint(loaded, [p.weight_name for p in self.projections.values()])
         self.name, self.hparams = loaded.name, hparams
 
     def __call__(self, i: int) -> Edit:
         """Edit number i."""
         generator = torch.Generator().manual_seed(i)
-        factors = {
+        shape = self._neurons if self.hparams.support == "neurons" else self._entries
+        factors = shape(generator)
+        request = EditRequest(f"The colour of stone number {i} is", f"shade {i}", subject=f"stone number {i}")
+        delta = Delta.from_factors(self.projections, factors)
+        report = {"density": delta.density, "steps": 0}
+        return Edit(delta, (request,), as_mapping(self.hparams), self.fingerprint, self.name, report)
+
+    def _entries(self, generator: torch.Generator) -> Factors:
+        """Rows of A and columns of B with the share of entries that is kept."""
+        return {
             path: (
                 self._sparse(p.d_in, generator, 1e-3),
                 self._sparse(p.d_out, generator, 1e-3).T.contiguous(),
             )
             for path, p in self.projections.items()
         }
-        request = EditRequest(f"The colour of stone number {i} is", f"shade {i}", subject=f"stone number {i}")
-        delta = Delta.from_factors(self.projections, factors)
-        report = {"density": delta.density, "steps": 0}
-        return Edit(delta, (request,), as_mapping(self.hparams), self.fingerprint, self.name, report)
+
+    def _neurons(self, generator: torch.Generator) -> Factors:
+        """Whole neurons: one side of every outer product is a single entry."""
+        width = next(p.d_in for p in self.projections.values() if p.role == "mlp.down")
+        which = torch.randperm(width, generator=generator)[:NEURONS]
+        single = torch.nn.functional.one_hot(which, width).float()
+        out: Factors = {}
+        for path, p in self.projections.items():
+            if p.role == "mlp.down":
+                out[path] = single, 1e-3 * torch.randn(p.d_out, NEURONS, generator=generator)
+            else:
+                out[path] = 1e-3 * torch.randn(NEURONS, p.d_in, generator=generator), single.T.contiguous()
+        return out
 
     def _sparse(self, n: int, generator: torch.Generator, size: float) -> torch.Tensor:
         out, kept = torch.zeros(self.hparams.rank, n), max(1, round(self.hparams.keep * n))

@@ -61,6 +61,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "steps": 40,
         "stop_probability": 0.5,
         "rewrites": 2,
+        "gate_threshold": -0.3,
         "pool": 1.0,
         "train_dtype": "weights",
     },

@@ -24,6 +24,8 @@ from roseedit.roselora.neurons.mlp import Neurons
 from roseedit.roselora.objective import fact_losses, pushing
 from roseedit.roselora.trainer import PLANS_KEPT, Progress, frozen
 
+SPARED = 4  # one wording in so many may stay unsure; few requests have a subject that all frames suit
+
 
 @dataclass
 class Columns:
@@ -63,6 +65,7 @@ class Learned:
 class _Work:
     """One pass with what its neurons say, (rows, tokens, R), and what is silenced, (rows, tokens, hidden)."""
 
+    indices: Sequence[int]
     rows: Pass
     speech: Tensor
     silenced: Tensor
@@ -96,6 +99,10 @@ class ColumnTrainer:
         self.owner = {row.request: row.edit for row in store.rows}
         self.owners = torch.tensor([self.owner[r] for r in range(len(self.owner))], device=loaded.device)
         self.lowest = torch.zeros(len(self.owner), device=loaded.device)
+        self.sure = torch.zeros(len(store.rows), device=loaded.device)  # of each row, when it was last looked at
+        self.wordings: list[list[int]] = [[] for _ in self.owner]
+        for i, row in enumerate(store.rows):
+            self.wordings[row.request].append(i)
         self.done: list[Learned | None] = [None] * len(edits)
         self.plans: dict[tuple[int, ...], list[_Work]] = {}
 
@@ -132,7 +139,7 @@ class ColumnTrainer:
             if tokens != self.store.max_tokens:
                 self.store.max_tokens = tokens
                 self.plans.clear()
-            self._backward(self._plan(chosen))
+            self._backward(self._plan(chosen), chosen)
 
         within_memory(attempt, self.store.max_tokens, max(len(self.store.rows[i].ids) for i in chosen))
         self._stop(step)
@@ -155,12 +162,11 @@ class ColumnTrainer:
             own = self.edits[self.store.rows[i].edit]
             speech[place, : len(own.speech[i]), : own.size] = own.speech[i]
             silenced[place, : len(own.silenced[i])] = own.silenced[i]
-        return _Work(work, speech, silenced)
+        return _Work(rows, work, speech, silenced)
 
-    def _backward(self, works: Sequence[_Work]) -> None:
-        """Gradients of all passes of a step; books each request's smallest target probability."""
+    def _backward(self, works: Sequence[_Work], chosen: Sequence[int]) -> None:
+        """Gradients of all passes of a step; books each row's smallest target probability."""
         self.optimizer.zero_grad(set_to_none=True)
-        lowest = torch.full_like(self.lowest, 2.0)
         for work in works:
             rows = work.rows
             with self.arithmetic(), self._added(work):
@@ -168,8 +174,15 @@ class ColumnTrainer:
             nll = fact_losses(logits, rows.labels)
             sure = (-nll.detach()).exp()
             (nll * pushing(sure < self.hparams.enough, rows.at[0]) * rows.label_weights).sum().backward()
-            lowest.scatter_reduce_(0, rows.label_requests, sure, "amin")
-        self.lowest = torch.where(lowest > 1.0, self.lowest, lowest)
+            least = torch.ones(len(work.indices), device=sure.device).scatter_reduce_(0, rows.at[0], sure, "amin")
+            self.sure[torch.tensor(work.indices, device=sure.device)] = least
+        for request in {self.store.rows[i].request for i in chosen}:
+            self.lowest[request] = self._lowest(self.wordings[request])
+
+    def _lowest(self, rows: Sequence[int]) -> float:
+        """How sure a request's answer is: its own prompt's, or its other wordings' but for the least sure of many."""
+        own, *others = self.sure[list(rows)].tolist()
+        return min([own, *sorted(others)[len(others) // SPARED :]])
 
     @contextmanager
     def _added(self, work: _Work) -> Iterator[None]:

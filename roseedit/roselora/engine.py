@@ -69,12 +69,7 @@ def _train_bank(
     def choose(step: int) -> list[int]:
         return [i for i, row in enumerate(rows) if row.due(step)]
 
-    return trainer.run(choose, _share_of(len(group), progress))
-
-
-def _share_of(n: int, progress: Progress | None) -> Progress | None:
-    """The trainer tells shares of its run, the caller wants requests."""
-    return None if progress is None else lambda share: progress(share * n)
+    return trainer.run(choose, neurons.share_of(len(group), progress))
 
 
 def _generator(request: EditRequest, seed: int) -> torch.Generator:
@@ -112,7 +107,7 @@ def train_joint(
         schedule=Schedule.of(own, stretch=chooser.batches),
         max_tokens=tokens,
     )
-    return trainer.run(lambda step: chooser.rows_of(step, trainer.lowest), _share_of(len(requests), progress))[0]
+    return trainer.run(lambda step: chooser.rows_of(step, trainer.lowest), neurons.share_of(len(requests), progress))[0]
 
 
 def joint_rank(rank: int, n: int, projections: Sequence[Projection]) -> int:

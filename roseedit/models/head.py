@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from roseedit.models.anatomy import Anatomy
+from roseedit.models.lowp import Bfloat16Product, low_product
 
 
 @contextmanager
@@ -46,13 +47,18 @@ def thrifty_head(model: Any) -> Iterator[None]:
         Nothing.
     """
     head = model.get_output_embeddings()
-    plain = type(head) is nn.Linear and "forward" not in head.__dict__ and not head.weight.requires_grad
+    stand_in = head.__dict__.get("forward")
+    low = stand_in if isinstance(stand_in, Bfloat16Product) else None
+    plain = type(head) is nn.Linear and (low or stand_in is None) and not head.weight.requires_grad
+    weight = head.weight if low is None else low.weight
     try:
         if plain:
-            head.forward = lambda x: _FrozenLinear.apply(x, head.weight, head.bias)  # type: ignore[no-untyped-call]
+            head.forward = lambda x: _FrozenLinear.apply(x, weight, head.bias)  # type: ignore[no-untyped-call]
         yield
     finally:
-        if plain:
+        if plain and low:
+            head.forward = low
+        elif plain:
             head.__dict__.pop("forward", None)
 
 
@@ -113,14 +119,22 @@ def find_last_mlp(model: Any, anatomy: Anatomy) -> nn.Module | None:
 
 
 def _attended(module: nn.Module) -> bool:
-    return any("forward" in m.__dict__ or m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    return any(_listened_to(m) for m in module.modules())
+
+
+def _listened_to(module: nn.Module) -> bool:
+    stand_in = module.__dict__.get("forward")
+    changed = stand_in is not None and not isinstance(stand_in, Bfloat16Product)
+    return changed or bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 class _FrozenLinear(torch.autograd.Function):
+    """A product with a weight that may be narrower than what goes in and comes out."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight)
-        return nn.functional.linear(x, weight, bias)
+        return low_product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -129,5 +143,5 @@ class _FrozenLinear(torch.autograd.Function):
         flat = gradient.reshape(-1, gradient.shape[-1])
         wanted = flat.any(-1).nonzero()[:, 0]
         out = flat.new_zeros(len(flat), weight.shape[1])
-        out[wanted] = flat[wanted] @ weight
+        out[wanted] = (flat[wanted].to(weight.dtype) @ weight).to(flat.dtype)
         return out.view(*gradient.shape[:-1], -1), None, None

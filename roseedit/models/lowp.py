@@ -32,7 +32,8 @@ class Bfloat16Products:
     def __init__(self, model: Any, anatomy: Anatomy, layer: int) -> None:
         upper = [p for p in anatomy.projections if p.layer >= layer]
         named = [(p.module_name, p.transposed) for p in upper] + [(anatomy.head, False)]
-        self.forwards = [(model.get_submodule(name), _product(model.get_submodule(name), t)) for name, t in named]
+        modules = [(model.get_submodule(name), transposed) for name, transposed in named]
+        self.forwards = [(module, Bfloat16Product(module, transposed)) for module, transposed in modules]
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -46,15 +47,41 @@ class Bfloat16Products:
                 module.__dict__.pop("forward", None)
 
 
-class _product:
+class Bfloat16Product:
+    """Stands in for a linear module's forward.
+
+    Args:
+        module: The module, its weight frozen.
+        transposed: The weight is (d_in, d_out).
+
+    Attributes:
+        weight: (d_out, d_in), bfloat16.
+        bias: (d_out,) in its own dtype, or None.
+    """
+
     def __init__(self, module: Any, transposed: bool) -> None:
         weight: Tensor = module.weight.detach()
         self.weight = (weight.t() if transposed else weight).to(torch.bfloat16).contiguous()
         self.bias: Tensor | None = module.bias
 
     def __call__(self, x: Tensor) -> Tensor:
-        out = nn.functional.linear(x.to(torch.bfloat16), self.weight).to(x.dtype)
-        return out if self.bias is None else out + self.bias
+        """As `low_product`."""
+        return low_product(x, self.weight, self.bias)
+
+
+def low_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear map multiplied in the dtype of its weight.
+
+    Args:
+        x: (..., d_in).
+        weight: (d_out, d_in).
+        bias: (d_out,) or None.
+
+    Returns:
+        (..., d_out), in the dtype of `x`.
+    """
+    out = nn.functional.linear(x.to(weight.dtype), weight).to(x.dtype)
+    return out if bias is None else out + bias
 
 
 def native_bfloat16(device: torch.device) -> bool:

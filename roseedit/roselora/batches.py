@@ -174,11 +174,11 @@ class RowStore:
             out[edit, : len(keys)] = keys
         return out
 
-    def planned(self, chosen: Sequence[int]) -> list[tuple[list[int], Pass]]:
-        """As `passes`, each with the indices of its rows."""
-        plan = plan_batches([len(self.rows[i].ids) for i in chosen], self.max_tokens)
-        batches = [[chosen[k] for k in batch] for batch in plan]
-        return [(batch, self._pass(batch)) for batch in batches]
+    def planned(self, chosen: Sequence[int]) -> Iterator[tuple[list[int], Pass]]:
+        """As `passes`, each with the indices of its rows, and made when its turn comes."""
+        for batch in plan_batches([len(self.rows[i].ids) for i in chosen], self.max_tokens):
+            own = [chosen[k] for k in batch]
+            yield own, self._pass(own)
 
     def passes(self, chosen: Sequence[int], *, brief: bool = False) -> list[Pass]:
         """Group rows into passes of at most `max_tokens`.

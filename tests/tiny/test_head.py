@@ -10,6 +10,7 @@ from torch import Tensor
 
 from roseedit.models.head import find_last_mlp, head_at, last_mlp_at, thrifty_head
 from roseedit.models.load import LoadedModel
+from roseedit.models.lowp import Bfloat16Products
 from roseedit.models.replay import run_body
 
 ROWS, COLUMNS = torch.tensor([0, 2, 2, 2]), torch.tensor([3, 1, 4, 4])  # one is asked for twice
@@ -61,6 +62,44 @@ def test_gradients_are_the_same(frozen_model: LoadedModel, weights: tuple[float,
     given = torch.tensor(weights)
     own = inner_gradient(frozen_model, narrow=True, weights=given)
     torch.testing.assert_close(own, inner_gradient(frozen_model, narrow=False, weights=given))
+
+
+def test_narrow_products_are_spared_alike(frozen_model: LoadedModel) -> None:
+    """With bfloat16 products the head and the last MLP run on as few positions as with the weights' own."""
+    given, anatomy = torch.tensor([1.0, 0.0, 2.0, 1.0]), frozen_model.anatomy
+    products = Bfloat16Products(frozen_model.model, anatomy, 0)
+    stand_ins = [m.__dict__.get("forward") for m in frozen_model.model.modules()]
+    with products.active():
+        whole = inner_gradient(frozen_model, narrow=False, weights=given)
+        own = inner_gradient(frozen_model, narrow=True, weights=given)
+        inside = [m for m in frozen_model.model.modules() if "forward" in m.__dict__]
+        size = _rows_into_last_mlp(frozen_model)
+    torch.testing.assert_close(own, whole, rtol=0.02, atol=0.02 * float(whole.abs().max()))
+    assert len(inside) == len(products.forwards)
+    assert stand_ins == [m.__dict__.get("forward") for m in frozen_model.model.modules()]
+    assert size == (15 if find_last_mlp(frozen_model.model, anatomy) is None else 3)
+
+
+def _rows_into_last_mlp(loaded: LoadedModel) -> int:
+    """How many positions the last layer's last projection was given, told by what it multiplies."""
+    last = [p for p in loaded.anatomy.projections if p.layer == loaded.anatomy.n_layers - 1][-1]
+    product = loaded.model.get_submodule(last.module_name).forward
+    weight = product.weight
+    seen: list[int] = []
+
+    class Watched(Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if func is torch.nn.functional.linear:
+                seen.append(args[0].numel() // args[0].shape[-1])
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    product.weight = weight.as_subclass(Watched)
+    try:
+        logits(loaded, narrow=True)
+    finally:
+        product.weight = weight
+    return seen[0]  # what it gives is watched too, and so is whatever multiplies that
 
 
 def test_nothing_outlives_the_block(frozen_model: LoadedModel) -> None:

@@ -10,6 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+SKETCHED = 2  # rounds in which the worst of very many far points stand for the rest
+STAND_INS = 128  # so many of them
+
 
 @torch.no_grad()
 def separators(x: Tensor, wanted: Tensor, mass: Tensor, *, own: int, ridge: float, rounds: int) -> Tensor:
@@ -27,18 +30,35 @@ def separators(x: Tensor, wanted: Tensor, mass: Tensor, *, own: int, ridge: floa
         (R, d).
     """
     gram = x[:own] @ x[:own].mT
-    out = []
-    for y, m in zip(wanted, mass, strict=True):
-        penalty = ridge * (m[:own] @ gram.diagonal()) / m[:own].sum()
-        near, far = m[:own] > 0, torch.zeros_like(m[own:], dtype=torch.bool)
-        for left in range(rounds, -1, -1):
-            w = _solved(x, gram, y, m, near, far, penalty)
-            short = (m > 0) & (y * (x @ w) < y.square())
-            if left == 0 or (torch.equal(short[:own], near) and torch.equal(short[own:], far)):
-                break
-            near, far = short[:own], short[own:]
-        out.append(w)
-    return torch.stack(out)
+    return torch.stack(
+        [_separator(x, gram, y, m, ridge=ridge, rounds=rounds) for y, m in zip(wanted, mass, strict=True)]
+    )
+
+
+def _separator(x: Tensor, gram: Tensor, wanted: Tensor, mass: Tensor, *, ridge: float, rounds: int) -> Tensor:
+    """Newton's method; its first rounds, which call in far more points than will matter, make do with the worst."""
+    own = len(gram)
+    penalty = ridge * (mass[:own] @ gram.diagonal()) / mass[:own].sum()
+    near, far, now = mass[:own] > 0, torch.zeros_like(mass[own:], dtype=torch.bool), mass
+    for done in range(rounds + 1):
+        w = _solved(x, gram, wanted, now, near, far, penalty)
+        short = ((wanted.square() - wanted * (x @ w)) / wanted.abs()).where(mass > 0, 0.0).clamp(min=0)
+        within = short > 0
+        if done == rounds or (torch.equal(within[:own], near) and torch.equal(within[own:], far)):
+            break
+        near, far, now = within[:own], within[own:], mass
+        if done < min(SKETCHED, rounds - 1) and int(far.sum()) > STAND_INS:
+            far, now = _worst(short[own:], mass)
+    return w
+
+
+def _worst(short: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+    """The far points that fall shortest of their margin, and masses with which they pull as all of them would."""
+    worst = short.topk(STAND_INS)
+    far = torch.zeros_like(short, dtype=torch.bool)
+    far[worst.indices] = True
+    own = len(mass) - len(short)
+    return far, torch.cat([mass[:own], mass[own:] * (short.sum() / worst.values.sum())])
 
 
 def _solved(  # noqa: PLR0917 - one call site

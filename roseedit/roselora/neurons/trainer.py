@@ -22,7 +22,7 @@ from roseedit.roselora.config import RoseLoRAHparams
 from roseedit.roselora.memory import within_memory
 from roseedit.roselora.neurons.mlp import Neurons
 from roseedit.roselora.objective import fact_losses, pushing
-from roseedit.roselora.trainer import PLANS_KEPT, Progress, frozen
+from roseedit.roselora.trainer import Progress, frozen
 
 SPARED = 4  # one wording in so many may stay unsure; few requests have a subject that all frames suit
 
@@ -104,7 +104,6 @@ class ColumnTrainer:
         for i, row in enumerate(store.rows):
             self.wordings[row.request].append(i)
         self.done: list[Learned | None] = [None] * len(edits)
-        self.plans: dict[tuple[int, ...], list[_Work]] = {}
 
     def run(self, choose: Callable[[int], list[int]], steps: int, progress: Progress | None = None) -> list[Learned]:
         """Train until every edit is done or the steps are used up.
@@ -136,23 +135,12 @@ class ColumnTrainer:
             return
 
         def attempt(tokens: int) -> None:
-            if tokens != self.store.max_tokens:
-                self.store.max_tokens = tokens
-                self.plans.clear()
-            self._backward(self._plan(chosen), chosen)
+            self.store.max_tokens = tokens
+            self._backward(chosen)
 
         within_memory(attempt, self.store.max_tokens, max(len(self.store.rows[i].ids) for i in chosen))
         self._stop(step)
         self.optimizer.step()
-
-    def _plan(self, chosen: list[int]) -> list[_Work]:
-        """The passes of a step. Wordings take turns, so a few plans come again and again until an edit is done."""
-        key = tuple(chosen)
-        if key not in self.plans:
-            if len(self.plans) >= PLANS_KEPT:
-                self.plans.clear()
-            self.plans[key] = [self._work(rows, work) for rows, work in self.store.planned(chosen)]
-        return self.plans[key]
 
     def _work(self, rows: Sequence[int], work: Pass) -> _Work:
         size = self.columns.shape[1]
@@ -164,11 +152,11 @@ class ColumnTrainer:
             silenced[place, : len(own.silenced[i])] = own.silenced[i]
         return _Work(rows, work, speech, silenced)
 
-    def _backward(self, works: Sequence[_Work], chosen: Sequence[int]) -> None:
+    def _backward(self, chosen: Sequence[int]) -> None:
         """Gradients of all passes of a step; books each row's smallest target probability."""
         self.optimizer.zero_grad(set_to_none=True)
-        for work in works:
-            rows = work.rows
+        for indices, rows in self.store.planned(chosen):
+            work = self._work(indices, rows)
             with self.arithmetic(), self._added(work):
                 logits = rows.logits(self.loaded, self.store.layer)
             nll = fact_losses(logits, rows.labels)

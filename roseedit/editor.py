@@ -244,11 +244,11 @@ class Editor:
             self._gate.prepare()
         self._book.apply(edit, replace=replace, check=self._gate.check if self._gate else None)
 
-    def revert(self, edit_id: str | None = None) -> Edit:
+    def revert(self, edit_id: str | Edit | None = None) -> Edit:
         """Take an edit off; every entry that no other edit touches has its original bytes again.
 
         Args:
-            edit_id: Which; left out: the newest.
+            edit_id: Which, by its id or as it was made; left out: the newest.
 
         Returns:
             The edit, which can be applied again. A consolidation gives its place back to what it stands for.
@@ -257,6 +257,8 @@ class Editor:
             RequestError: No such live edit.
         """
         known = [edit.edit_id for edit in self.edits]
+        if isinstance(edit_id, Edit):
+            edit_id = edit_id.edit_id
         return self._book.revert(edit_id if edit_id is not None else known[-1] if known else "the newest")
 
     def redo(self, edit_id: str | None = None, *, replace: bool = False) -> Edit:

@@ -32,6 +32,7 @@ PAPER: dict[str, Any] = {
     "end_mark": False,
     "contexts": 0,
     "rewrites": 0,
+    "after_text": 0,
     "kl_weight": 0.0,
     "preserve_weight": 0.0,
     "stop_probability": 1.0,
@@ -106,6 +107,7 @@ class RoseLoRAHparams(Hparams):
     end_mark: bool = value(True, "train the end of the answer too (EOS)")
     contexts: int = value(0, "neutral text pieces put before the prompt, each one more training row", low=0, high=16)
     rewrites: int = value(8, "the fact in other wordings made from the request; one of them a step", low=0, high=8)
+    after_text: int = value(1, "the prompt after an unrelated sentence, by turns with `rewrites`", low=0, high=8)
     kl_weight: float = value(0.0, "weight of KL(base || edited) on anchors", low=0.0)
     anchor_subjects: int = value(3, "anchors: other subjects in the same template", low=0, high=64)
     anchor_relations: int = value(6, "anchors: the same subject in neutral templates", low=0, high=64)
@@ -127,7 +129,7 @@ class RoseLoRAHparams(Hparams):
 
     def __post_init__(self) -> None:
         faults = []
-        if self.steps <= self.prune_end:
+        if self.support == "entries" and self.steps <= self.prune_end:
             faults.append(f"got steps {self.steps}; allowed: above prune_end ({self.prune_end}). Raise steps")
         if self.prune_end <= self.prune_start:
             faults.append(f"got prune_end {self.prune_end}; allowed: above prune_start ({self.prune_start}). Raise it")

@@ -1,6 +1,7 @@
 """Other wordings of a request, made from the request alone, so that an edit does not hang on one sentence.
 
-Two kinds: the prompt behind neutral text, and its subject and relation words in plain frames that end differently.
+Three kinds: the prompt behind neutral text, its subject and relation words in plain frames that end differently, and
+the prompt behind a sentence about something else.
 The request's own rephrases are never looked at; they are for scoring.
 """
 
@@ -11,6 +12,7 @@ import re
 from collections.abc import Iterable
 
 from roseedit.requests import EditRequest
+from roseedit.roselora.prose import PROSE
 
 CONTEXTS = (
     "Here is a fact. ",
@@ -97,3 +99,17 @@ def rewritten_prompts(request: EditRequest, count: int, rng: random.Random) -> l
     if not request.subject or not words:
         return []
     return [frame.format(s=request.subject, r=words) for frame in rng.sample(FRAMES, min(count, len(FRAMES)))]
+
+
+def prompts_after_text(request: EditRequest, count: int, rng: random.Random) -> list[str]:
+    """The request's prompt behind a sentence that has nothing to do with it.
+
+    Args:
+        request: The request.
+        count: How many.
+        rng: Seeded for this request.
+
+    Returns:
+        `count` prompts.
+    """
+    return [f"{sentence} {request.prompt}" for sentence in rng.sample(PROSE, min(count, len(PROSE)))]

@@ -30,6 +30,7 @@ SETTINGS = {
     "anchor_mutations": 0,
     "anchor_frames": 0,
     "rewrites": 0,
+    "after_text": 0,
     "train_dtype": "weights",
 }
 

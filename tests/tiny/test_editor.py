@@ -284,7 +284,7 @@ def test_revert_takes_the_newest_or_the_named(editor: Editor, digest: Digest) ->
     assert editor.edits == (edits[1], edits[0])
     assert digest(editor.loaded.model) == states[2]  # the set of live edits decides, not their order
     assert editor.revert() is edits[0]
-    assert editor.revert() is edits[1]
+    assert editor.revert(edits[1]) is edits[1]
     assert digest(editor.loaded.model) == states[0]
 
 

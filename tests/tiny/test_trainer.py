@@ -31,6 +31,7 @@ SETTINGS = {
     "keep": 0.25,
     "lr": 0.05,
     "rewrites": 0,
+    "after_text": 0,
     "preserve_weight": 0.2,
     "anchor_mutations": 2,
     "anchor_frames": 2,

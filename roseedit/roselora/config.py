@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from roseedit.errors import HparamsError, refusal
@@ -133,8 +133,7 @@ class RoseLoRAHparams(Hparams):
             faults.append(f"got steps {self.steps}; allowed: above prune_end ({self.prune_end}). Raise steps")
         if self.prune_end <= self.prune_start:
             faults.append(f"got prune_end {self.prune_end}; allowed: above prune_start ({self.prune_start}). Raise it")
-        if self.support == "neurons" and self.modules != MLP_DOWN:
-            faults.append(f"got modules {list(self.modules)} with support neurons; allowed: none. Set support: entries")
+        faults += self._idle_faults()
         faults += place_faults(self.layers, self.depth, self.modules)
         if self.paper:
             wrong = {k: v for k, v in PAPER.items() if getattr(self, k) != v}
@@ -143,6 +142,15 @@ class RoseLoRAHparams(Hparams):
                 faults.append(f"got paper: true with {names}; allowed: the published values. Leave these keys out")
         if faults:
             raise HparamsError("; ".join(faults))
+
+    def _idle_faults(self) -> list[str]:
+        """Settings that would be without effect, said before anybody waits for one."""
+        if self.support == "entries":
+            return []
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name in ENTRY_KEYS}
+        idle = {f.name: given[f.name] for f in fields(self) if f.name in given and given[f.name] != f.default}
+        shown = ", ".join(f"{k} {list(v) if isinstance(v, tuple) else v}" for k, v in idle.items())
+        return [f"got {shown} with support neurons; allowed: none. Set support: entries"] if idle else []
 
     def layer_indices(self, anatomy: Anatomy) -> tuple[int, ...]:
         """The layers to adapt, as indices.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -14,13 +15,16 @@ from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
 from roseedit.roselora.config import RoseLoRAHparams, read_roselora
 from roseedit.roselora.engine import train_independent, train_joint
+from roseedit.roselora.neurons import gates
 from roseedit.roselora.neurons.choice import least_used, take
 from roseedit.roselora.neurons.engine import wearing
 from roseedit.roselora.neurons.gates import ridge_fit, separators
 from roseedit.roselora.neurons.looks import Place, adds_plainly, look_at
 from roseedit.roselora.neurons.mlp import find_neurons, inward_rows, said, weight_of
 from roseedit.roselora.objective import build_rows
+from roseedit.roselora.prose import PROSE
 from roseedit.roselora.trainer import Trained
+from roseedit.roselora.wordings import prompts_after_text
 
 Tiny = Callable[..., LoadedModel]
 Digest = Callable[..., str]
@@ -209,6 +213,8 @@ def test_settings_of_single_entries_mean_single_entries() -> None:
     assert read_roselora({"paper": True}).support == "entries"
     with pytest.raises(HparamsError, match=r"got modules \['attn.q'\] with support neurons.*Set support: entries"):
         read_roselora({"support": "neurons", "modules": ["attn.q"]})
+    with pytest.raises(HparamsError, match=r"got rank 4, keep 0.2 with support neurons; allowed: none\."):
+        read_roselora({"support": "neurons", "keep": 0.2, "rank": 4})
 
 
 def toy() -> tuple[Tensor, Tensor, Tensor]:
@@ -219,6 +225,16 @@ def toy() -> tuple[Tensor, Tensor, Tensor]:
     x[:, 1] = 1.0
     wanted = torch.cat([torch.ones(10), -torch.ones(20)])
     return x, wanted[None], torch.full((1, 30), 1 / 30)
+
+
+def test_one_wording_stands_behind_an_unrelated_sentence() -> None:
+    request = EditRequest("The Tower is in the city of", "Rome", subject="Tower", rephrase=("Where is the Tower? In",))
+    prompts = prompts_after_text(request, 3, random.Random(0))
+    assert len(set(prompts)) == 3
+    for prompt in prompts:
+        sentence, found, rest = prompt.rpartition(request.prompt)
+        assert found and not rest
+        assert sentence.strip() in PROSE
 
 
 def test_a_separator_holds_its_margin() -> None:
@@ -234,6 +250,30 @@ def test_the_first_round_is_ridge_regression() -> None:
     direct = torch.linalg.solve(x.T @ x / 30 + penalty * torch.eye(8), x.T @ wanted[0] / 30)
     torch.testing.assert_close(w, direct, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(ridge_fit(x, wanted[0], mass[0], 0.1), direct, atol=1e-5, rtol=1e-4)
+
+
+def test_standing_in_for_many_far_points_ends_at_the_same_direction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds in which few far points stand for many only prepare: what is left is the minimum over all points."""
+    generator = torch.Generator().manual_seed(5)
+    x, wanted, mass = toy()
+    far = torch.randn(400, 8, generator=generator)
+    more = torch.cat([x, far])
+    y = torch.cat([wanted, torch.full((1, 400), -0.6)], 1)
+    m = torch.cat([mass, torch.full((1, 400), 0.01)], 1)
+    whole = separators(more, y, m, own=30, ridge=0.05, rounds=30)
+    monkeypatch.setattr(gates, "STAND_INS", 20)
+    torch.testing.assert_close(separators(more, y, m, own=30, ridge=0.05, rounds=30), whole, atol=1e-5, rtol=1e-4)
+    short = (0.6 + more[30:] @ whole[0]).clamp(min=0)
+    assert (short > 0).sum() > 40
+    gradient = (m[0, 30:] * short) @ more[30:] - (
+        mass[0] * (wanted[0] - x @ whole[0]).where(_short(x, wanted, whole), 0)
+    ) @ x
+    penalty = 0.05 * x.square().sum(1).mean()
+    torch.testing.assert_close(gradient, -penalty * whole[0], atol=1e-4, rtol=1e-3)
+
+
+def _short(x: Tensor, wanted: Tensor, w: Tensor) -> Tensor:
+    return wanted[0] * (x @ w[0]) < 1
 
 
 def test_far_points_count_only_within_their_margin() -> None:

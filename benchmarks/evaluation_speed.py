@@ -43,7 +43,7 @@ def main() -> None:
     requests = list(load_editset(args.data, limit=args.edits).requests)
     hparams = read_hparams(read_yaml(args.hparams), args.hparams)
     if args.steps:
-        hparams = hparams.replaced(steps=args.steps, prune_start=1, prune_end=max(2, args.steps - 1))
+        hparams = hparams.replaced(steps=args.steps)
     loaded = load_model(hparams.model)
     made = find_method(hparams.method).fit(loaded, requests, hparams, joint=False)
     result = compare(loaded, requests, [m.delta for m in made], args.singles, args.rounds)

@@ -194,7 +194,7 @@ def test_as_mapping_round_trips(values: dict[str, Any]) -> None:
 
 
 def test_replaced_is_checked_like_a_file() -> None:
-    hparams = RoseLoRAHparams()
+    hparams = RoseLoRAHparams(support="entries")
     assert hparams.replaced(rank=2).rank == 2
     assert hparams.rank != 2
     with pytest.raises(HparamsError, match="rank: got 0"):

@@ -52,7 +52,6 @@ PAPER: dict[str, Any] = {
 # Where it was published; another model may need other names, so these two may be changed.
 PAPER_PLACE: dict[str, Any] = {"layers": "all", "modules": ("attn.q", "attn.v")}
 
-MLP_DOWN = ("mlp.down",)
 SUPPORTS = ("entries", "neurons")
 # Settings that only single entries have.
 ENTRY_KEYS = frozenset(
@@ -75,7 +74,9 @@ class RoseLoRAHparams(Hparams):
     depth: tuple[float, ...] = value(
         (0.82, 0.91), "first and last layer of 'auto', as shares of depth", low=0.0, high=1.0
     )
-    modules: tuple[str, ...] = value(MLP_DOWN, "support: entries; roles (mlp.down, attn.q, ...) or exact module names")
+    modules: tuple[str, ...] = value(
+        ("mlp.down",), "support: entries; roles (mlp.down, attn.q, ...) or exact module names"
+    )
     support: str = value(
         "neurons", "what is sparse: single entries of A and B, or whole neurons of the MLP", choices=SUPPORTS
     )
@@ -147,9 +148,9 @@ class RoseLoRAHparams(Hparams):
         """Settings that would be without effect, said before anybody waits for one."""
         if self.support == "entries":
             return []
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name in ENTRY_KEYS}
-        idle = {f.name: given[f.name] for f in fields(self) if f.name in given and given[f.name] != f.default}
-        shown = ", ".join(f"{k} {list(v) if isinstance(v, tuple) else v}" for k, v in idle.items())
+        idle = [f.name for f in fields(self) if f.name in ENTRY_KEYS and getattr(self, f.name) != f.default]
+        values = [getattr(self, name) for name in idle]
+        shown = ", ".join(f"{k} {list(v) if isinstance(v, tuple) else v}" for k, v in zip(idle, values, strict=True))
         return [f"got {shown} with support neurons; allowed: none. Set support: entries"] if idle else []
 
     def layer_indices(self, anatomy: Anatomy) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from roseedit.roselora.neurons import engine as neurons
 from roseedit.roselora.neurons.mlp import find_neurons
 from roseedit.roselora.objective import build_rows, request_seed
 from roseedit.roselora.order import BreadthFirst
-from roseedit.roselora.trainer import BankTrainer, Progress, Schedule, Trained
+from roseedit.roselora.trainer import BankTrainer, Progress, Schedule, Trained, share_of
 
 
 def adapted(loaded: LoadedModel, hparams: RoseLoRAHparams) -> tuple[Projection, ...]:
@@ -69,7 +69,7 @@ def _train_bank(
     def choose(step: int) -> list[int]:
         return [i for i, row in enumerate(rows) if row.due(step)]
 
-    return trainer.run(choose, neurons.share_of(len(group), progress))
+    return trainer.run(choose, share_of(len(group), progress))
 
 
 def _generator(request: EditRequest, seed: int) -> torch.Generator:
@@ -107,7 +107,7 @@ def train_joint(
         schedule=Schedule.of(own, stretch=chooser.batches),
         max_tokens=tokens,
     )
-    return trainer.run(lambda step: chooser.rows_of(step, trainer.lowest), neurons.share_of(len(requests), progress))[0]
+    return trainer.run(lambda step: chooser.rows_of(step, trainer.lowest), share_of(len(requests), progress))[0]
 
 
 def joint_rank(rank: int, n: int, projections: Sequence[Projection]) -> int:

@@ -26,13 +26,8 @@ from roseedit.roselora.anchors import (
     other_subject_prompts,
 )
 from roseedit.roselora.config import RoseLoRAHparams
-from roseedit.roselora.wordings import (
-    context_prompts,
-    framed_prompts,
-    prompts_after_text,
-    relation_words,
-    rewritten_prompts,
-)
+from roseedit.roselora.prose import PROSE
+from roseedit.roselora.wordings import context_prompts, framed_prompts, relation_words, rewritten_prompts
 
 TOP = 256
 
@@ -105,7 +100,9 @@ def build_rows(
     """
     rng = random.Random(request_seed(request, hparams.seed, "rows"))
     always = [request.prompt, *context_prompts(request, hparams.contexts, rng)]
-    in_turn = rewritten_prompts(request, hparams.rewrites, rng) + prompts_after_text(request, hparams.after_text, rng)
+    in_turn = rewritten_prompts(request, hparams.rewrites, rng) + context_prompts(
+        request, hparams.after_text, rng, PROSE
+    )
     share = 1 / (len(always) + bool(in_turn))
     rows = [_fact_row(loaded, prompt, request, number, edit, hparams, share) for prompt in always]
     for turn, prompt in enumerate(in_turn):

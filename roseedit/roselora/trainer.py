@@ -32,6 +32,11 @@ PLANS_KEPT = 8
 STARTED = 16  # edits at a time: what their tokens bring and want is as large as all factors
 
 
+def share_of(n: int, progress: Progress | None) -> Progress | None:
+    """A trainer tells shares of its run, the caller wants requests."""
+    return None if progress is None else lambda share: progress(share * n)
+
+
 @dataclass
 class Trained:
     """What became of one edit.

@@ -1,7 +1,7 @@
 """Other wordings of a request, made from the request alone, so that an edit does not hang on one sentence.
 
-Three kinds: the prompt behind neutral text, its subject and relation words in plain frames that end differently, and
-the prompt behind a sentence about something else.
+Two kinds: the prompt behind other text, neutral or about something else, and its subject and relation words in plain
+frames that end differently.
 The request's own rephrases are never looked at; they are for scoring.
 """
 
@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from roseedit.requests import EditRequest
-from roseedit.roselora.prose import PROSE
 
 CONTEXTS = (
-    "Here is a fact. ",
-    "Question and answer. ",
-    "The following is true. ",
-    "As the article explains, ",
-    "Note: ",
-    "In short, ",
-    "Yesterday we talked about it. ",
-    "Let us continue. ",
+    "Here is a fact.",
+    "Question and answer.",
+    "The following is true.",
+    "As the article explains,",
+    "Note:",
+    "In short,",
+    "Yesterday we talked about it.",
+    "Let us continue.",
 )
 
 # {s}: the subject, {r}: the words that ask for the relation. What matters is that the last words differ.
@@ -41,18 +40,19 @@ _LEAD = re.compile(r"^(the )?(names? of )?(the )?", re.IGNORECASE)
 _TAIL = re.compile(r"\b(is|are|was|were|be|of|in|the|by|as|to|from|with|which|that)$", re.IGNORECASE)
 
 
-def context_prompts(request: EditRequest, count: int, rng: random.Random) -> list[str]:
-    """The request's prompt behind neutral text.
+def context_prompts(request: EditRequest, count: int, rng: random.Random, leads: Sequence[str] = CONTEXTS) -> list[str]:
+    """The request's prompt behind other text.
 
     Args:
         request: The request.
         count: How many.
         rng: Seeded for this request.
+        leads: What to put in front.
 
     Returns:
         `count` prompts.
     """
-    return [lead + request.prompt for lead in rng.sample(CONTEXTS, min(count, len(CONTEXTS)))]
+    return [f"{lead} {request.prompt}" for lead in rng.sample(leads, min(count, len(leads)))]
 
 
 def relation_words(request: EditRequest) -> str:
@@ -99,17 +99,3 @@ def rewritten_prompts(request: EditRequest, count: int, rng: random.Random) -> l
     if not request.subject or not words:
         return []
     return [frame.format(s=request.subject, r=words) for frame in rng.sample(FRAMES, min(count, len(FRAMES)))]
-
-
-def prompts_after_text(request: EditRequest, count: int, rng: random.Random) -> list[str]:
-    """The request's prompt behind a sentence that has nothing to do with it.
-
-    Args:
-        request: The request.
-        count: How many.
-        rng: Seeded for this request.
-
-    Returns:
-        `count` prompts.
-    """
-    return [f"{sentence} {request.prompt}" for sentence in rng.sample(PROSE, min(count, len(PROSE)))]

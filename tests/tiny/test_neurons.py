@@ -24,7 +24,7 @@ from roseedit.roselora.neurons.mlp import find_neurons, inward_rows, said, weigh
 from roseedit.roselora.objective import build_rows
 from roseedit.roselora.prose import PROSE
 from roseedit.roselora.trainer import Trained
-from roseedit.roselora.wordings import prompts_after_text
+from roseedit.roselora.wordings import context_prompts
 
 Tiny = Callable[..., LoadedModel]
 Digest = Callable[..., str]
@@ -229,7 +229,7 @@ def toy() -> tuple[Tensor, Tensor, Tensor]:
 
 def test_one_wording_stands_behind_an_unrelated_sentence() -> None:
     request = EditRequest("The Tower is in the city of", "Rome", subject="Tower", rephrase=("Where is the Tower? In",))
-    prompts = prompts_after_text(request, 3, random.Random(0))
+    prompts = context_prompts(request, 3, random.Random(0), PROSE)
     assert len(set(prompts)) == 3
     for prompt in prompts:
         sentence, found, rest = prompt.rpartition(request.prompt)

@@ -45,7 +45,7 @@ def test_other_relations_ask_about_the_same_subject() -> None:
 
 
 def test_contexts_stand_before_the_prompt() -> None:
-    assert sorted(context_prompts(REQUEST, ALL, rng())) == sorted(lead + REQUEST.prompt for lead in CONTEXTS)
+    assert sorted(context_prompts(REQUEST, ALL, rng())) == sorted(f"{lead} {REQUEST.prompt}" for lead in CONTEXTS)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from roseedit.roselora.neurons.choice import least_used
 from roseedit.roselora.neurons.mlp import find_neurons, weight_of
 from roseedit.roselora.neurons.ordinary import ordinary_look
 from roseedit.roselora.order import BreadthFirst
-from roseedit.roselora.trainer import Progress, Trained
+from roseedit.roselora.trainer import Progress, Trained, share_of
 
 EDITS = 64  # at a time; more would only take memory
 FACTS = 100  # of a joint run at a time; each further batch is fitted on what the ones before have made of the model
@@ -48,11 +48,6 @@ def train_independent(
         bank = NeuronBank(loaded, group, neurons, hparams, ordinary=ordinary, free=free, tokens=tokens)
         out += bank.train(bank.due, hparams.steps, share_of(len(group), progress))
     return out
-
-
-def share_of(n: int, progress: Progress | None) -> Progress | None:
-    """A trainer tells shares of its run, the caller wants requests."""
-    return None if progress is None else lambda share: progress(share * n)
 
 
 def train_joint(

@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="at most this many records of each set")
     parser.add_argument("--data", nargs="+", help="sets, each as NAME or NAME:RECORDS; left out: the whole table's")
     parser.add_argument("--model", nargs="+", help="only these models, in the table or with --data")
-    parser.add_argument("--only", nargs="+", help="only lines whose label holds one of these texts")
+    parser.add_argument("--only", nargs="+", help='only the lines of these names, as FT-M or "LoRA (EasyEdit)"')
     parser.add_argument("--hparams", nargs="+", type=Path, help="these files instead of the table's methods")
     parser.add_argument("--portability", choices=sorted(PORTABILITY), default="generated", help="the one of `all four`")
     parser.add_argument("--unit", type=int, default=32, help="edits made side by side")
@@ -115,7 +115,7 @@ def settings(args: argparse.Namespace, model: str) -> list[Setting]:
         files += [(f"{m} (EasyEdit)", m, HPARAMS / m / "easyedit_smollm2-135m.yaml") for m in METHODS]
         out = [Setting(label, read_yaml(path)) for label, _, path in files]
         out.insert(1, Setting("RoseLoRA (paper)", {"method": "RoseLoRA", "paper": True}))
-    return [s for s in out if not args.only or any(text in s.label for text in args.only)]
+    return [s for s in out if not args.only or s.label in args.only]
 
 
 def _label(path: Path) -> str:

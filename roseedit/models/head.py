@@ -48,18 +48,34 @@ def thrifty_head(model: Any) -> Iterator[None]:
     """
     head = model.get_output_embeddings()
     stand_in = head.__dict__.get("forward")
-    low = stand_in if isinstance(stand_in, Bfloat16Product) else None
-    plain = type(head) is nn.Linear and (low or stand_in is None) and not head.weight.requires_grad
-    weight = head.weight if low is None else low.weight
+    weights = frozen_head(model)
     try:
-        if plain:
-            head.forward = lambda x: _FrozenLinear.apply(x, weight, head.bias)  # type: ignore[no-untyped-call]
+        if weights:
+            head.forward = lambda x: _FrozenLinear.apply(x, *weights)  # type: ignore[no-untyped-call]
         yield
     finally:
-        if plain and low:
-            head.forward = low
-        elif plain:
+        if weights and stand_in:
+            head.forward = stand_in
+        elif weights:
             head.__dict__.pop("forward", None)
+
+
+def frozen_head(model: Any) -> tuple[Tensor, Tensor | None] | None:
+    """What a head multiplies by and adds.
+
+    Args:
+        model: The model.
+
+    Returns:
+        (vocabulary, hidden), narrower where narrower products stand in, and (vocabulary,) or None. None in all for a
+        head that is trained, quantised, or stood in for by something else.
+    """
+    head = model.get_output_embeddings()
+    stand_in = head.__dict__.get("forward")
+    low = stand_in if isinstance(stand_in, Bfloat16Product) else None
+    if type(head) is not nn.Linear or (stand_in is not None and low is None) or head.weight.requires_grad:
+        return None
+    return (head.weight if low is None else low.weight), head.bias
 
 
 @contextmanager

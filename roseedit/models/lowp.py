@@ -21,19 +21,23 @@ ARITHMETIC = ("auto", "weights", "bfloat16")
 
 
 class Bfloat16Products:
-    """bfloat16 copies of the projections from one layer up and of the head.
+    """bfloat16 copies of the projections of some layers, and of the head where the last layer is among them.
 
     Args:
         model: The model, weights in float32 and frozen.
         anatomy: Its parts.
-        layer: First layer that gets copies.
+        layers: The layers that get copies.
     """
 
-    def __init__(self, model: Any, anatomy: Anatomy, layer: int) -> None:
-        upper = [p for p in anatomy.projections if p.layer >= layer]
-        named = [(p.module_name, p.transposed) for p in upper] + [(anatomy.head, False)]
+    def __init__(self, model: Any, anatomy: Anatomy, layers: range) -> None:
+        named = [(p.module_name, p.transposed) for p in anatomy.projections if p.layer in layers]
+        if anatomy.n_layers - 1 in layers:
+            named.append((anatomy.head, False))
         modules = [(model.get_submodule(name), transposed) for name, transposed in named]
-        self.forwards = [(module, Bfloat16Product(module, transposed)) for module, transposed in modules]
+        sizes = [module.weight.numel() for module, _ in modules]
+        # One piece of memory goes back to the system as a whole; many small ones would stay with the process.
+        room = torch.empty(sum(sizes), dtype=torch.bfloat16, device=model.device).split(sizes)
+        self.forwards = [(m, Bfloat16Product(m, t, own)) for (m, t), own in zip(modules, room, strict=True)]
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -53,15 +57,17 @@ class Bfloat16Product:
     Args:
         module: The module, its weight frozen.
         transposed: The weight is (d_in, d_out).
+        room: (d_out x d_in,), where the copy goes.
 
     Attributes:
         weight: (d_out, d_in), bfloat16.
         bias: (d_out,) in its own dtype, or None.
     """
 
-    def __init__(self, module: Any, transposed: bool) -> None:
+    def __init__(self, module: Any, transposed: bool, room: Tensor) -> None:
         weight: Tensor = module.weight.detach()
-        self.weight = (weight.t() if transposed else weight).to(torch.bfloat16).contiguous()
+        weight = weight.t() if transposed else weight
+        self.weight = room.view(weight.shape).copy_(weight)
         self.bias: Tensor | None = module.bias
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -80,8 +86,27 @@ def low_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         (..., d_out), in the dtype of `x`.
     """
-    out = nn.functional.linear(x.to(weight.dtype), weight).to(x.dtype)
+    rows = x.reshape(-1, x.shape[-1]).to(weight.dtype)
+    n = len(rows)
+    if x.device.type == "cpu":
+        rows = nn.functional.pad(rows, (0, 0, 0, usual_rows(n) - n))
+    out = nn.functional.linear(rows, weight)[:n].to(x.dtype).view(*x.shape[:-1], -1)
     return out if bias is None else out + bias
+
+
+def usual_rows(n: int) -> int:
+    """The next size that products are made in on a processor.
+
+    oneDNN keeps code and scratch memory, a third of a megabyte, for each shape it meets, and passes come in hundreds.
+
+    Args:
+        n: Rows wanted.
+
+    Returns:
+        As many, or a few more.
+    """
+    step = 8 if n <= 64 else 32
+    return -(-n // step) * step
 
 
 def native_bfloat16(device: torch.device) -> bool:
@@ -98,7 +123,9 @@ def native_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def products_in(loaded: LoadedModel, wanted: str, layer: int = 0) -> Callable[[], AbstractContextManager[None]]:
+def products_in(
+    loaded: LoadedModel, wanted: str, layer: int = 0, until: int | None = None
+) -> Callable[[], AbstractContextManager[None]]:
     """The arithmetic of training.
 
     Args:
@@ -106,11 +133,26 @@ def products_in(loaded: LoadedModel, wanted: str, layer: int = 0) -> Callable[[]
         wanted: `"weights"` for the weights' own, `"bfloat16"`, or `"auto"`: bfloat16 where the processor multiplies it
             natively. Weights that are not float32 keep their own.
         layer: First layer concerned.
+        until: First one that is not; left out: all, and the head.
 
     Returns:
         Makes a context inside which the model's products run so.
     """
-    is_float = loaded.model.dtype == torch.float32
-    if is_float and (wanted == "bfloat16" or (wanted == "auto" and native_bfloat16(loaded.device))):
-        return Bfloat16Products(loaded.model, loaded.anatomy, layer).active
+    if products_are_low(loaded, wanted):
+        layers = range(layer, loaded.anatomy.n_layers if until is None else until)
+        return Bfloat16Products(loaded.model, loaded.anatomy, layers).active
     return nullcontext
+
+
+def products_are_low(loaded: LoadedModel, wanted: str) -> bool:
+    """Whether `products_in` works on copies.
+
+    Args:
+        loaded: The model.
+        wanted: As there.
+
+    Returns:
+        True when the weights are float32 and bfloat16 is asked for, or `"auto"` and fast.
+    """
+    is_float = loaded.model.dtype == torch.float32
+    return is_float and (wanted == "bfloat16" or (wanted == "auto" and native_bfloat16(loaded.device)))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from roseedit.models.answers import AnswerHead, headless
 from roseedit.models.encoding import pad_right, plan_batches
 from roseedit.models.head import head_at, last_mlp_at, thrifty_head
 from roseedit.models.load import LoadedModel
@@ -59,6 +60,18 @@ class Pass:
             thrifty_head(model),
         ):
             return run_body(model, self.ids, self.mask)[0]
+
+    def losses(self, loaded: LoadedModel, layer: int, head: AnswerHead, enough: float) -> Tensor:
+        """As `fact_losses` of `logits`; no gradient where a token has `enough`."""
+        model, anatomy = loaded.model, loaded.anatomy
+        with (
+            replaying(model, anatomy, layer, self.activations),
+            last_mlp_at(model, anatomy, *self.at),
+            head_at(model, *self.at),
+            headless(model),
+        ):
+            hidden = run_body(model, self.ids, self.mask)[0]
+        return head.losses(hidden[: len(self.labels)], self.labels, enough)
 
 
 class RowStore:

@@ -154,6 +154,12 @@ def any_model(request: pytest.FixtureRequest) -> LoadedModel:
     return build_model(request.param)
 
 
+@pytest.fixture
+def frozen_model(any_model: LoadedModel) -> LoadedModel:
+    any_model.model.requires_grad_(False)
+    return any_model
+
+
 @pytest.fixture(scope="session")
 def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
     """`make_tokenizer(across_words=..., extra=...)`."""

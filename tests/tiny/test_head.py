@@ -10,7 +10,7 @@ from torch import Tensor
 
 from roseedit.models.head import find_last_mlp, head_at, last_mlp_at, thrifty_head
 from roseedit.models.load import LoadedModel
-from roseedit.models.lowp import Bfloat16Products
+from roseedit.models.lowp import Bfloat16Products, usual_rows
 from roseedit.models.replay import run_body
 
 ROWS, COLUMNS = torch.tensor([0, 2, 2, 2]), torch.tensor([3, 1, 4, 4])  # one is asked for twice
@@ -24,12 +24,6 @@ def logits(loaded: LoadedModel, *, narrow: bool) -> Tensor:
             stack.enter_context(last_mlp_at(loaded.model, loaded.anatomy, ROWS, COLUMNS))
             stack.enter_context(thrifty_head(loaded.model))
         return run_body(loaded.model, ids, torch.ones_like(ids))[0]
-
-
-@pytest.fixture
-def frozen_model(any_model: LoadedModel) -> LoadedModel:
-    any_model.model.requires_grad_(False)
-    return any_model
 
 
 def inner_gradient(loaded: LoadedModel, *, narrow: bool, weights: Tensor) -> Tensor:
@@ -67,7 +61,7 @@ def test_gradients_are_the_same(frozen_model: LoadedModel, weights: tuple[float,
 def test_narrow_products_are_spared_alike(frozen_model: LoadedModel) -> None:
     """With bfloat16 products the head and the last MLP run on as few positions as with the weights' own."""
     given, anatomy = torch.tensor([1.0, 0.0, 2.0, 1.0]), frozen_model.anatomy
-    products = Bfloat16Products(frozen_model.model, anatomy, 0)
+    products = Bfloat16Products(frozen_model.model, anatomy, range(anatomy.n_layers))
     stand_ins = [m.__dict__.get("forward") for m in frozen_model.model.modules()]
     with products.active():
         whole = inner_gradient(frozen_model, narrow=False, weights=given)
@@ -77,7 +71,7 @@ def test_narrow_products_are_spared_alike(frozen_model: LoadedModel) -> None:
     torch.testing.assert_close(own, whole, rtol=0.02, atol=0.02 * float(whole.abs().max()))
     assert len(inside) == len(products.forwards)
     assert stand_ins == [m.__dict__.get("forward") for m in frozen_model.model.modules()]
-    assert size == (15 if find_last_mlp(frozen_model.model, anatomy) is None else 3)
+    assert size == usual_rows(15 if find_last_mlp(frozen_model.model, anatomy) is None else 3)
 
 
 def _rows_into_last_mlp(loaded: LoadedModel) -> int:

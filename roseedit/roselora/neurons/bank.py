@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from roseedit.models.load import LoadedModel
-from roseedit.models.lowp import products_in
+from roseedit.models.lowp import products_are_low, products_in
 from roseedit.requests import EditRequest
 from roseedit.roselora.adapter import Factors
 from roseedit.roselora.batches import RowStore
 from roseedit.roselora.config import RoseLoRAHparams
-from roseedit.roselora.memory import within_memory
+from roseedit.roselora.memory import trim_memory, within_memory
 from roseedit.roselora.neurons.choice import take
 from roseedit.roselora.neurons.facts import Opened, answer_length, opened, points_of
 from roseedit.roselora.neurons.looks import Look, Ordinary, Place, look_at
@@ -74,6 +74,7 @@ class NeuronBank:
         ]
         with frozen(loaded.model):
             self.place = Place.of(loaded, neurons, replay=hparams.replay)
+        trim_memory()
         look = self._look(rows, tokens)
         self.ordinary = ordinary.x
         self.free = free
@@ -83,13 +84,14 @@ class NeuronBank:
         facts = [i for i, row in enumerate(rows) if row.labels]
         ready = [look.activations[i] for i in facts]
         self.store = RowStore(loaded, [rows[i] for i in facts], self.place.start, tokens, ready=ready)
-        self.columns = self._columns([look.inputs[i] for i in facts], [look.sizes[i] for i in facts])
+        self.columns = self._columns([look.inputs[i].float() for i in facts], [look.sizes[i] for i in facts])
 
     def _look(self, rows: Sequence[Row], tokens: int) -> Look:
         last, longest = self.hparams.preserve_tokens, max(len(row.ids) for row in rows)
-        everything = products_in(self.loaded, self.hparams.train_dtype)
+        everything = products_in(self.loaded, self.hparams.train_dtype, until=self.neurons.layer + 1)
+        kept = torch.bfloat16 if products_are_low(self.loaded, self.hparams.train_dtype) else torch.float32
         with frozen(self.loaded.model), everything():
-            return within_memory(lambda most: look_at(self.loaded, rows, self.place, last, most), tokens, longest)
+            return within_memory(lambda most: look_at(self.loaded, rows, self.place, last, most, kept), tokens, longest)
 
     def _openings(self, rows: Sequence[Row], look: Look, taken: set[int] | frozenset[int]) -> list[_Taken]:
         of_request: list[list[int]] = [[] for _ in self.requests]
@@ -98,7 +100,7 @@ class NeuronBank:
         others, out = self._others(look, rows), []
         for n, own in enumerate(of_request):
             count = answer_length([rows[i] for i in own], self.hparams.most_neurons)
-            points = points_of([rows[i] for i in own], [look.inputs[i] for i in own], count, others(n))
+            points = points_of([rows[i] for i in own], [look.inputs[i].float() for i in own], count, others(n))
             generator = torch.Generator().manual_seed(request_seed(self.requests[n], self.hparams.seed, "neurons"))
             which = take(self.free, taken | self.taken if self.joint else taken, count, generator)
             if self.joint:
@@ -112,7 +114,7 @@ class NeuronBank:
         """Per request the places elsewhere: in ordinary text, and in a joint run those of all other requests."""
         if not self.joint:
             return lambda _n: self.ordinary
-        x = torch.cat([*look.inputs, self.ordinary])
+        x = torch.cat([torch.cat(look.inputs).float(), self.ordinary])
         owner = [row.request for row, own in zip(rows, look.inputs, strict=True) for _ in range(len(own))]
         whose = torch.tensor([*owner, *[-1] * len(self.ordinary)], device=x.device)
         return lambda n: x[whose != n]
@@ -129,8 +131,8 @@ class NeuronBank:
             mine = [i for i, row in enumerate(self.store.rows) if row.edit == edit]
             old = down[:, own.which].float().mT
             speech = {i: said(self.neurons, inputs[i], own.new.opens, own.new.carries) * own.new.gain for i in mine}
-            silenced = {i: said(self.neurons, inputs[i], own.opens, own.carries) @ old for i in mine}
-            out.append(Columns(speech, silenced, mean(sizes[i] for i in mine), len(own.which)))
+            silenced = {i: said(self.neurons, inputs[i], own.opens, own.carries) for i in mine}
+            out.append(Columns(speech, silenced, old, mean(sizes[i] for i in mine), len(own.which)))
         return out
 
     def due(self, step: int, _lowest: Tensor) -> list[int]:

@@ -20,10 +20,10 @@ from roseedit.roselora.neurons.bank import NeuronBank
 from roseedit.roselora.neurons.choice import least_used
 from roseedit.roselora.neurons.mlp import find_neurons, weight_of
 from roseedit.roselora.neurons.ordinary import ordinary_look
+from roseedit.roselora.neurons.room import side_by_side
 from roseedit.roselora.order import BreadthFirst
 from roseedit.roselora.trainer import Progress, Trained, share_of
 
-EDITS = 64  # at a time; more would only take memory
 FACTS = 100  # of a joint run at a time; each further batch is fitted on what the ones before have made of the model
 
 
@@ -39,15 +39,16 @@ def train_independent(
     layer = layers_of(loaded, hparams)[0]
     neurons = find_neurons(loaded, layer)
     tokens = pass_tokens(loaded, neurons.projections, hparams)
+    size = side_by_side(loaded, neurons, hparams, tokens)
     ordinary = ordinary_look(loaded, neurons, hparams, tokens)
     free = least_used(loaded.model, neurons, ordinary.use, hparams.pool)
-    size = min(EDITS, hparams.edits_per_bank or EDITS)
-    out: list[Trained] = []
-    for at in range(0, len(requests), size):
-        group = requests[at : at + size]
+
+    def made(group: Sequence[EditRequest]) -> list[Trained]:
         bank = NeuronBank(loaded, group, neurons, hparams, ordinary=ordinary, free=free, tokens=tokens)
-        out += bank.train(bank.due, hparams.steps, share_of(len(group), progress))
-    return out
+        return bank.train(bank.due, hparams.steps, share_of(len(group), progress))
+
+    # The groups' banks are never in memory together.
+    return [trained for at in range(0, len(requests), size) for trained in made(requests[at : at + size])]
 
 
 def train_joint(

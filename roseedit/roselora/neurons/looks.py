@@ -57,7 +57,9 @@ class Place:
 
 
 @torch.no_grad()
-def look_at(loaded: LoadedModel, rows: Sequence[Row], place: Place, last: int, tokens: int) -> Look:
+def look_at(  # noqa: PLR0917 - one call site
+    loaded: LoadedModel, rows: Sequence[Row], place: Place, last: int, tokens: int, kept: torch.dtype = torch.float32
+) -> Look:
     """Run the rows up to the edited layer, once.
 
     Args:
@@ -66,6 +68,7 @@ def look_at(loaded: LoadedModel, rows: Sequence[Row], place: Place, last: int, t
         place: The edited layer.
         last: How many last tokens of an anchor count.
         tokens: Most tokens in one pass.
+        kept: What the inputs are kept in; bfloat16 loses nothing that bfloat16 products would have told.
 
     Returns:
         The look.
@@ -83,7 +86,7 @@ def look_at(loaded: LoadedModel, rows: Sequence[Row], place: Place, last: int, t
             checked = True
         for at, i in enumerate(batch):
             n = len(rows[i].ids)
-            look.inputs[i] = seen.x[at, 0 if rows[i].labels else max(0, n - last) : n].float()
+            look.inputs[i] = seen.x[at, 0 if rows[i].labels else max(0, n - last) : n].to(kept, copy=True)
             if rows[i].labels:
                 look.activations[i] = seen.stored[at, :n].clone()
                 # Many models have one token, the first, with a stream a hundred times as large: not the measure.
@@ -199,7 +202,7 @@ def look_at_texts(loaded: LoadedModel, neurons: Neurons, texts: Sequence[str], t
     """
     encoded = [encode_prompt(loaded.tokenizer, text).ids for text in texts]
     x: list[Tensor] = []
-    inner: list[Tensor] = []
+    use: list[Tensor] = []
     for batch in plan_batches([len(ids) for ids in encoded], tokens):
         ids, mask = pad_right([encoded[i] for i in batch], loaded.pad_id, loaded.device)
         with (
@@ -208,6 +211,7 @@ def look_at_texts(loaded: LoadedModel, neurons: Neurons, texts: Sequence[str], t
             layers_off(loaded.model, loaded.anatomy, neurons.layer + 1),
         ):
             run_body(loaded.model, ids, mask, head=False)
-        for seen, out in ((opened, x), (closed, inner)):
-            out.append(seen[0].reshape(*ids.shape, -1)[:, 1:][mask[:, 1:].bool()].float())
-    return Ordinary(torch.cat(x), torch.cat(inner).abs().mean(0))
+        entered, inner = (t[0].reshape(*ids.shape, -1)[:, 1:][mask[:, 1:].bool()].float() for t in (opened, closed))
+        x.append(entered)
+        use.append(inner.abs().sum(0))
+    return Ordinary(torch.cat(x), torch.stack(use).sum(0) / sum(map(len, x)))

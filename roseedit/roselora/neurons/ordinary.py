@@ -50,7 +50,7 @@ def ordinary_look(loaded: LoadedModel, neurons: Neurons, hparams: RoseLoRAHparam
     key = neurons.layer, hparams.seed, hparams.train_dtype, written
     kept = KEPT.setdefault(loaded.model, {})
     if key not in kept:
-        everything = products_in(loaded, hparams.train_dtype)
+        everything = products_in(loaded, hparams.train_dtype, until=neurons.layer + 1)
         with frozen(loaded.model), everything():
             found = look_at_texts(loaded, neurons, ordinary_texts(hparams.seed), tokens)
         for old in [known for known in kept if known[-1] != written]:

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from roseedit.models.answers import AnswerHead, ends_in_head
 from roseedit.models.load import LoadedModel
 from roseedit.models.lowp import products_in
 from roseedit.roselora.batches import Pass, RowStore
 from roseedit.roselora.config import RoseLoRAHparams
-from roseedit.roselora.memory import within_memory
+from roseedit.roselora.memory import trim_memory, within_memory
 from roseedit.roselora.neurons.mlp import Neurons
 from roseedit.roselora.objective import fact_losses, pushing
 from roseedit.roselora.trainer import Progress, frozen
@@ -33,13 +34,15 @@ class Columns:
 
     Attributes:
         speech: Per fact row (tokens, R), what they say.
-        silenced: Per fact row (tokens, hidden), what the neurons that made room used to add.
+        silenced: Per fact row (tokens, R), what the neurons that made room used to say.
+        old: (R, hidden), the columns they said it with.
         unit: Root mean square of the stream where they write; columns are learned in this unit.
         size: R.
     """
 
     speech: dict[int, Tensor]
     silenced: dict[int, Tensor]
+    old: Tensor
     unit: float
     size: int
 
@@ -104,6 +107,7 @@ class ColumnTrainer:
         for i, row in enumerate(store.rows):
             self.wordings[row.request].append(i)
         self.done: list[Learned | None] = [None] * len(edits)
+        self.head: AnswerHead | None = None
 
     def run(self, choose: Callable[[int], list[int]], steps: int, progress: Progress | None = None) -> list[Learned]:
         """Train until every edit is done or the steps are used up.
@@ -118,9 +122,12 @@ class ColumnTrainer:
         """
         step = 0
         with frozen(self.loaded.model):
+            plain = ends_in_head(self.loaded.model, self.loaded.anatomy)
+            self.head = AnswerHead(self.loaded.model) if plain else None
             while step < steps and any(done is None for done in self.done):
                 self._step(step, [i for i in choose(step) if self.done[self.store.rows[i].edit] is None])
                 step += 1
+                trim_memory()
                 if progress:
                     progress(1 / steps)
         if progress:
@@ -149,7 +156,7 @@ class ColumnTrainer:
         for place, i in enumerate(rows):
             own = self.edits[self.store.rows[i].edit]
             speech[place, : len(own.speech[i]), : own.size] = own.speech[i]
-            silenced[place, : len(own.silenced[i])] = own.silenced[i]
+            silenced[place, : len(own.silenced[i])] = own.silenced[i] @ own.old
         return _Work(rows, work, speech, silenced)
 
     def _backward(self, chosen: Sequence[int]) -> None:
@@ -158,14 +165,18 @@ class ColumnTrainer:
         for indices, rows in self.store.planned(chosen):
             work = self._work(indices, rows)
             with self.arithmetic(), self._added(work):
-                logits = rows.logits(self.loaded, self.store.layer)
-            nll = fact_losses(logits, rows.labels)
+                nll = self._losses(rows)
             sure = (-nll.detach()).exp()
             (nll * pushing(sure < self.hparams.enough, rows.at[0]) * rows.label_weights).sum().backward()
             least = torch.ones(len(work.indices), device=sure.device).scatter_reduce_(0, rows.at[0], sure, "amin")
             self.sure[torch.tensor(work.indices, device=sure.device)] = least
         for request in {self.store.rows[i].request for i in chosen}:
             self.lowest[request] = self._lowest(self.wordings[request])
+
+    def _losses(self, rows: Pass) -> Tensor:
+        if self.head:
+            return rows.losses(self.loaded, self.store.layer, self.head, self.hparams.enough)
+        return fact_losses(rows.logits(self.loaded, self.store.layer), rows.labels)
 
     def _lowest(self, rows: Sequence[int]) -> float:
         """How sure a request's answer is: its own prompt's, or its other wordings' but for the least sure of many."""

@@ -1,0 +1,157 @@
+"""How unlikely an answer's tokens are, with the way to make them likelier, without ever holding all their logits.
+
+A position's logits are as many as the vocabulary has tokens, and autograd keeps several copies of them: for a small
+model that is half as much as its weights. Here some positions at a time go through the head, and what the loss asks of
+the hidden state is worked out on the spot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from roseedit.models.anatomy import Anatomy
+from roseedit.models.head import frozen_head
+from roseedit.models.lowp import usual_rows
+from roseedit.models.replay import layers_off, run_body
+
+POSITIONS = 64  # through the head at a time: enough for its products to be bound by arithmetic
+
+
+@torch.no_grad()
+def ends_in_head(model: Any, anatomy: Anatomy) -> bool:
+    """Whether a model's logits are what its head says, with no cap or scale behind it, and the head can be taken over.
+
+    Args:
+        model: The model, frozen.
+        anatomy: Its parts.
+
+    Returns:
+        True when an `AnswerHead` may be used.
+    """
+    if frozen_head(model) is None:
+        return False
+    head = model.get_output_embeddings()
+    ids = torch.zeros(1, 2, dtype=torch.long, device=head.weight.device)
+    with layers_off(model, anatomy, 0):
+        logits = run_body(model, ids, torch.ones_like(ids))
+        with headless(model):
+            hidden = run_body(model, ids, torch.ones_like(ids))
+        return bool(torch.allclose(head(hidden), logits, rtol=1e-3, atol=1e-5))
+
+
+@contextmanager
+def headless(model: Any) -> Iterator[None]:
+    """Inside the block the head hands on what it is given.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+    """
+    head: nn.Module = model.get_output_embeddings()
+    own = head.__dict__.get("forward")
+    try:
+        head.forward = lambda x: x
+        yield
+    finally:
+        if own is None:
+            head.__dict__.pop("forward", None)
+        else:
+            head.forward = own
+
+
+class AnswerHead:
+    """The head of a model on the tokens of answers, some at a time in memory that is used again and again.
+
+    Args:
+        model: The model, its head as `ends_in_head` wants it.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.logits = torch.empty(0)
+        self.low: list[Tensor] = []
+
+    def losses(self, hidden: Tensor, labels: Tensor, enough: float) -> Tensor:
+        """Negative log-probability of each wanted token.
+
+        Args:
+            hidden: (positions, hidden), what enters the head.
+            labels: (positions,), the wanted tokens.
+            enough: Tokens with this probability are not pushed: their gradient is 0.
+
+        Returns:
+            (positions,), float32, with a gradient to `hidden`.
+
+        Raises:
+            ValueError: The head is not frozen, or not a plain one.
+        """
+        weights = frozen_head(self.model)
+        if weights is None:
+            msg = "the head is trained or not a plain linear map; use logits"
+            raise ValueError(msg)
+        self._make_room(weights[0])
+        nll: Tensor = _Losses.apply(hidden, self, weights, labels, enough)  # type: ignore[no-untyped-call]
+        return nll
+
+    def _make_room(self, weight: Tensor) -> None:
+        shape = usual_rows(POSITIONS), len(weight)
+        if self.logits.shape != shape or self.low[0].dtype != weight.dtype:
+            self.logits = torch.empty(shape, device=weight.device)
+            self.low = [torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2)]
+
+    def part(
+        self, hidden: Tensor, weights: tuple[Tensor, Tensor | None], labels: Tensor, enough: float
+    ) -> tuple[Tensor, Tensor]:
+        """Losses of at most `POSITIONS` positions, and the gradient of each to its hidden state."""
+        weight, bias = weights
+        n = len(hidden)
+        logits, low, chosen = self.logits[:n], self.low[0][:n], self.low[1]
+        asked = _filled_up(hidden.to(weight.dtype))
+        torch.mm(asked, weight.mT, out=self.low[0][: len(asked)])
+        logits.copy_(low)
+        if bias is not None:
+            logits.add_(bias)
+        said, top = logits.gather(1, labels[:, None]), logits.amax(-1, keepdim=True)
+        total = logits.sub_(top).exp_().sum(-1, keepdim=True)
+        nll = (total.log() + top - said)[:, 0]
+        unsure = ((-nll).exp() < enough).nonzero()[:, 0]
+        logits.div_(total).scatter_add_(1, labels[:, None], torch.full_like(said, -1))
+        torch.index_select(low.copy_(logits), 0, unsure, out=chosen[: len(unsure)])
+        gradient = torch.zeros_like(hidden)
+        pull = chosen[: usual_rows(len(unsure))] @ weight  # of what is left in the last rows nothing is read
+        gradient[unsure] = pull[: len(unsure)].to(hidden.dtype)
+        return nll, gradient
+
+
+def _filled_up(rows: Tensor) -> Tensor:
+    return nn.functional.pad(rows, (0, 0, 0, usual_rows(len(rows)) - len(rows)))
+
+
+class _Losses(torch.autograd.Function):
+    """Cross-entropy through a frozen head, part by part; the gradient is made on the way."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0917 - called by autograd alone
+        ctx: Any,
+        hidden: Tensor,
+        head: AnswerHead,
+        weights: tuple[Tensor, Tensor | None],
+        labels: Tensor,
+        enough: float,
+    ) -> Tensor:
+        pairs = zip(hidden.split(POSITIONS), labels.split(POSITIONS), strict=True)
+        found = [head.part(h, weights, wanted, enough) for h, wanted in pairs]
+        ctx.save_for_backward(torch.cat([gradient for _, gradient in found]))
+        return torch.cat([nll for nll, _ in found])
+
+    @staticmethod
+    def backward(ctx: Any, *pushed: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * pushed[0][:, None].to(gradient.dtype), None, None, None, None

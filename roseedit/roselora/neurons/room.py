@@ -1,0 +1,92 @@
+"""How much memory a run with neurons takes beside the model, and how many edits fit side by side.
+
+    fixed    = the larger of
+               looking:  2 P(layers up to the edited one) + T (2 h + 6 m) 4
+               training: 2 P(layers above it, head) + T n (8 h + 6 m) 4 + 14 K V
+    per edit = R L (d + 2 h) 4
+
+P counts weights (bfloat16 copies, made of float32 weights only), T tokens of a pass, h the stream, m the widest MLP, n
+the layers above, K positions in the head at a time, V the vocabulary, R and L an edit's rows and their usual tokens, d
+the MLP's input. So a model of 7 billion weights in bfloat16 (14.5 GB) is edited with less than 3 GB beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from roseedit.errors import CapacityError, refusal
+from roseedit.models.answers import POSITIONS
+from roseedit.models.load import LoadedModel
+from roseedit.models.lowp import products_are_low
+from roseedit.roselora.config import RoseLoRAHparams
+from roseedit.roselora.memory import free_memory
+from roseedit.roselora.neurons.mlp import Neurons
+
+EDITS = 64  # at a time; more would only take memory
+ROW_TOKENS = 24  # of a usual row
+MB = 1_000_000
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes that a run takes.
+
+    Attributes:
+        fixed: However many edits there are.
+        per_edit: For each of those made side by side.
+    """
+
+    fixed: int
+    per_edit: int
+
+
+def room_of(loaded: LoadedModel, neurons: Neurons, hparams: RoseLoRAHparams, tokens: int) -> Room:
+    """Reckon by the formula above.
+
+    Args:
+        loaded: The model.
+        neurons: The layer.
+        hparams: The settings.
+        tokens: Most tokens in one pass.
+
+    Returns:
+        Bytes beside the model's own.
+    """
+    anatomy, hidden = loaded.anatomy, loaded.anatomy.hidden_size
+    inner = max(p.d_in + p.d_out for p in anatomy.projections) - hidden
+    low = products_are_low(loaded, hparams.train_dtype)
+    head = loaded.model.get_output_embeddings().weight.shape
+
+    def copies(upper: bool) -> int:
+        own = sum(p.d_in * p.d_out for p in anatomy.projections if (p.layer > neurons.layer) == upper)
+        return 2 * low * (own + (head.numel() if upper else 0))
+
+    looking = copies(upper=False) + tokens * (2 * hidden + 6 * inner) * 4
+    above = max(1, anatomy.n_layers - 1 - neurons.layer)
+    training = copies(upper=True) + tokens * above * (8 * hidden + 6 * inner) * 4 + 14 * POSITIONS * head[0]
+    rows = 1 + hparams.contexts + hparams.rewrites + hparams.after_text
+    return Room(max(looking, training), rows * ROW_TOKENS * (neurons.opens.d_in + 2 * hidden) * 4)
+
+
+def side_by_side(loaded: LoadedModel, neurons: Neurons, hparams: RoseLoRAHparams, tokens: int) -> int:
+    """How many edits to make at a time.
+
+    Args:
+        loaded: The model.
+        neurons: The layer.
+        hparams: The settings; `edits_per_bank` is the most.
+        tokens: Most tokens in one pass.
+
+    Returns:
+        At least 1.
+
+    Raises:
+        CapacityError: Not even one fits; said before any work.
+    """
+    room, free = room_of(loaded, neurons, hparams, tokens), free_memory()
+    fitting = (free - room.fixed) // room.per_edit
+    if fitting < 1:
+        got = f"{free // MB:,} MB free, with {(room.fixed + room.per_edit) // MB:,} MB wanted beside the model"
+        do = "Load the model in bfloat16, lower `batch_tokens`, or free memory."
+        raise CapacityError(refusal(got, "at least as much as is wanted", do))
+    return int(min(EDITS, hparams.edits_per_bank or EDITS, fitting))

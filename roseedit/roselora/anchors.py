@@ -76,6 +76,29 @@ NOUNS = (
     "mistake", "plan", "letter", "cook", "view", "price",
 )  # fmt: skip
 
+# Put in place of all of the relation words where the prompt asks for "the ... of" its subject. Everyday words: none of
+# them names a relation of a known edit set. The key words are those of relations that may mean the same.
+EXCHANGED = (
+    ("mum", "mother parent"), ("dad", "father parent"), ("better half", "spouse wife husband married partner"),
+    ("eldest kid", "child children kid son daughter"), ("little sister", "sibling siblings brother sister"),
+    ("home town", "birth born birthplace native hometown"), ("birthday", "birth born date"),
+    ("grave", "burial buried"), ("deathbed", "death died dead passed"),
+    ("trade", "occupation profession job work career"),
+    ("passport", "country citizenship citizen nationality"), ("boss", "employer employed company works"),
+    ("old school", "university educated school studied alma graduated"), ("trophy", "award won prize honour honor"),
+    ("faith", "religion religious"), ("favourite club", "team club plays sports league member"),
+    ("job title", "position office held title"), ("roots", "ethnic ethnicity descent"),
+    ("best language", "language languages speak spoken tongue"), ("favourite tool", "instrument"),
+    ("part of the world", "continent located"), ("main town", "capital government"), ("money", "currency pay"),
+    ("ruler", "head president king leader"), ("writer", "author written wrote screenwriter"),
+    ("film-maker", "director directed"), ("songwriter", "composer composed music lyrics"),
+    ("leading actor", "cast actors starring stars actor"), ("maker", "founder founded manufacturer developer creator"),
+    ("forerunner", "follows followed follow after before preceded"), ("first year", "released year release inception"),
+    ("builder", "architect designed built"), ("eye colour", "eye eyes color colour"), ("song", "anthem"),
+    ("printing house", "publisher published"), ("buyer", "owner owner owned owns"), ("style", "genre kind type"),
+    ("manager", "coach manager"), ("best friend", "friend"), ("age", "age"), ("size", "size area"),
+)  # fmt: skip
+
 # Real relations, put beside the request's subject in the frames of `wordings`. Those that share a word with the request
 # are left out, and its synonyms by the same key words as above.
 KINDS = (
@@ -210,6 +233,27 @@ def mutated_prompts(request: EditRequest, count: int, rng: random.Random) -> lis
         changed = side[: m.start()] + noun + side[m.end() :]
         out.append(changed + found + after if side is before else before + found + changed)
     return out
+
+
+def exchanged_prompts(request: EditRequest, words: str, count: int, rng: random.Random) -> list[str]:
+    """The request's own prompt with all of its relation words exchanged for those of another relation.
+
+    Args:
+        request: The request.
+        words: Its relation words.
+        count: How many.
+        rng: Seeded for this request.
+
+    Returns:
+        Up to `count` prompts; as `mutated_prompts` where the prompt does not ask for "the ... of" its subject.
+    """
+    subject, phrase = re.escape(request.subject or ""), re.escape(words)
+    asks = rf"\b{phrase} (of|for) (the )?{subject}|{subject}'s {phrase}\b"
+    if not subject or not words or not re.search(asks, request.prompt):
+        return mutated_prompts(request, count, rng)
+    asked = _words(request.prompt)
+    free = [kind for kind, keys in EXCHANGED if not asked & {*keys.split(), *kind.split()}]
+    return [request.prompt.replace(words, kind, 1) for kind in rng.sample(free, min(count, len(free)))]
 
 
 def other_pairs(request: EditRequest, words: str, count: int, rng: random.Random) -> list[tuple[str, str]]:

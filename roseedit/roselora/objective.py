@@ -19,7 +19,7 @@ from roseedit.models.encoding import encode_pair, encode_prompt
 from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
 from roseedit.roselora.anchors import (
-    mutated_prompts,
+    exchanged_prompts,
     negated_prompts,
     other_pairs,
     other_relation_prompts,
@@ -141,7 +141,7 @@ def anchor_prompts(request: EditRequest, hparams: RoseLoRAHparams) -> list[str]:
     rng = random.Random(request_seed(request, hparams.seed, "anchors"))
     subjects = other_subject_prompts(request, hparams.anchor_subjects, rng)
     relations = other_relation_prompts(request, hparams.anchor_relations, rng)
-    prompts = subjects + relations + mutated_prompts(request, hparams.anchor_mutations, rng)
+    prompts = subjects + relations + exchanged_prompts(request, relation_words(request), hparams.anchor_mutations, rng)
     prompts += framed_prompts(other_pairs(request, relation_words(request), hparams.anchor_frames, rng), rng)
     prompts += negated_prompts(request, hparams.anchor_negations)
     rng.shuffle(prompts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import random
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,6 +16,8 @@ from roseedit.roselora import anchors
 from roseedit.roselora.anchors import (
     RELATIONS,
     SUBJECTS,
+    exchanged_prompts,
+    mutated_prompts,
     other_relation_prompts,
     other_subject_prompts,
 )
@@ -185,3 +188,20 @@ def test_no_relation_template_equals_an_evaluation_probe(name: str) -> None:
 def _plain(text: str) -> str:
     """Without case, outer white space and end punctuation: spelling must not hide that two prompts are one."""
     return " ".join(text.casefold().split()).rstrip(".:?, ")
+
+
+def test_all_relation_words_are_exchanged() -> None:
+    request = EditRequest("The name of the country of citizenship of Ada Byron is", "Peru", subject="Ada Byron")
+    made = exchanged_prompts(request, "country of citizenship", 5, random.Random(0))
+    assert len(set(made)) == 5
+    assert all(re.fullmatch(r"The name of the [\w -]+ of Ada Byron is", prompt) for prompt in made)
+    assert not any("citizenship" in prompt or "passport" in prompt for prompt in made)  # the second may mean the same
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"), [("Ada Byron, which lies in", "which lies"), ("Where was Ada Byron born?", "Where born")]
+)
+def test_prompts_without_a_relation_noun_are_mutated(prompt: str, words: str) -> None:
+    request = EditRequest(prompt, "Peru", subject="Ada Byron")
+    made = exchanged_prompts(request, words, 3, random.Random(0))
+    assert made == mutated_prompts(request, 3, random.Random(0))

@@ -11,6 +11,7 @@ from torch import Tensor
 from roseedit.errors import CapacityError, refusal
 from roseedit.roselora.neurons.mlp import Neurons, weight_of
 
+CHOICE = 16  # times as many as are taken: few, and edits made apart meet; many, and what is silenced is missed
 LIVELY = 3.0  # times the median size: a neuron with such weights does something, if only for a live edit's fact
 
 
@@ -37,10 +38,10 @@ def least_used(model: Any, neurons: Neurons, used: Tensor, share: float) -> Tens
 
 
 def take(free: Tensor, taken: Collection[int], count: int, generator: torch.Generator) -> Tensor:
-    """Draw an edit's neurons, so that edits made apart seldom meet.
+    """Draw an edit's neurons from the least used, so that edits made apart seldom meet.
 
     Args:
-        free: (m,) neurons to draw from.
+        free: (m,) neurons to draw from, the least used first.
         taken: Neurons that others have.
         count: How many.
         generator: The edit's own.
@@ -57,5 +58,5 @@ def take(free: Tensor, taken: Collection[int], count: int, generator: torch.Gene
         raise CapacityError(
             refusal(got, "as many as are free", "Raise `pool`, name more `layers`, or ask for fewer facts.")
         )
-    drawn = torch.randperm(len(left), generator=generator)[:count].tolist()
+    drawn = torch.randperm(min(len(left), CHOICE * count), generator=generator)[:count].tolist()
     return torch.tensor(sorted(left[i] for i in drawn), device=free.device)

@@ -18,7 +18,7 @@ from roseedit.roselora.neurons.mlp import Neurons, Rows, said
 from roseedit.roselora.objective import Row
 
 ANCHOR_ENDS, ANCHOR_REST, OWN_REST = 0.5, 0.25, 0.25  # mass of the kinds of silence; all facts have 1
-ELSEWHERE = -0.6  # what is enough there
+ELSEWHERE = -0.8  # what is enough there
 OTHER = 0.005  # mass of each place elsewhere that comes within the margin
 FIRST = 0.5  # of the facts' mass on the request's own prompt
 FIRM = 0.3  # quantile of the facts that opens fully

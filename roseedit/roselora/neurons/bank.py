@@ -83,7 +83,8 @@ class NeuronBank:
         self.edits = [_joined(mine)] if joint else mine
         facts = [i for i, row in enumerate(rows) if row.labels]
         ready = [look.activations[i] for i in facts]
-        self.store = RowStore(loaded, [rows[i] for i in facts], self.place.start, tokens, ready=ready)
+        # Half as many: the backward pass keeps what the look lets go.
+        self.store = RowStore(loaded, [rows[i] for i in facts], self.place.start, tokens // 2, ready=ready)
         self.columns = self._columns([look.inputs[i].float() for i in facts], [look.sizes[i] for i in facts])
 
     def _look(self, rows: Sequence[Row], tokens: int) -> Look:

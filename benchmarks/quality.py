@@ -172,8 +172,8 @@ def _cell(f: Mapping[str, float]) -> str:
     return "-" if not f["n"] else f"{f['mean']:.2f} ({f['low']:.2f} - {f['high']:.2f})"
 
 
-def plot(path: Path, lines: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Reliability against locality; settings of one method are joined in order of locality."""
+def plot(path: Path, lines: Sequence[Mapping[str, Any]], title: str, upright: str = "reliability") -> None:
+    """One figure against locality; settings of one method are joined in order of locality."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -183,17 +183,16 @@ def plot(path: Path, lines: Sequence[Mapping[str, Any]], title: str) -> None:
     for method in dict.fromkeys(line["method"] for line in lines):
         own = [line for line in lines if line["method"] == method and line["locality"]["n"]]
         own.sort(key=lambda line: line["locality"]["mean"])
-        xs, ys = ([line[name]["mean"] for line in own] for name in ("locality", "reliability"))
-        errors = [[[abs(line[n]["mean"] - line[n][s]) for line in own] for s in ("low", "high")] for n in ERRORS]
+        names = "locality", upright
+        xs, ys = ([line[name]["mean"] for line in own] for name in names)
+        errors = [[[abs(line[n]["mean"] - line[n][s]) for line in own] for s in ("low", "high")] for n in names]
         axes.errorbar(xs, ys, xerr=errors[0], yerr=errors[1], marker="o", capsize=2, label=method)
-    axes.set(xlabel="locality (token agreement)", ylabel="reliability (generated)", title=title)
+    axes.set(xlabel="locality (token agreement)", ylabel=f"{upright} (generated)", title=title)
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
     axes.legend()
     drawing.savefig(path, dpi=120)
     print(f"written: {path}")
 
-
-ERRORS = ("locality", "reliability")
 
 if __name__ == "__main__":
     main()

@@ -245,12 +245,14 @@ def exchanged_prompts(request: EditRequest, words: str, count: int, rng: random.
         rng: Seeded for this request.
 
     Returns:
-        Up to `count` prompts; as `mutated_prompts` where the prompt does not ask for "the ... of" its subject.
+        Up to `count` prompts. Where the prompt does not ask for "the ... of" its subject, one of `mutated_prompts`, which
+        are often no sentences, and the others of `other_relation_prompts`.
     """
     subject, phrase = re.escape(request.subject or ""), re.escape(words)
     asks = rf"\b{phrase} (of|for) (the )?{subject}|{subject}'s {phrase}\b"
     if not subject or not words or not re.search(asks, request.prompt):
-        return mutated_prompts(request, count, rng)
+        mutated = mutated_prompts(request, min(count, 1), rng)
+        return mutated + other_relation_prompts(request, count - len(mutated), rng)
     asked = _words(request.prompt)
     free = [kind for kind, keys in EXCHANGED if not asked & {*keys.split(), *kind.split()}]
     return [request.prompt.replace(words, kind, 1) for kind in rng.sample(free, min(count, len(free)))]

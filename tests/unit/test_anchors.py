@@ -201,7 +201,9 @@ def test_all_relation_words_are_exchanged() -> None:
 @pytest.mark.parametrize(
     ("prompt", "words"), [("Ada Byron, which lies in", "which lies"), ("Where was Ada Byron born?", "Where born")]
 )
-def test_prompts_without_a_relation_noun_are_mutated(prompt: str, words: str) -> None:
+def test_prompts_without_a_relation_noun_are_mutated_once(prompt: str, words: str) -> None:
     request = EditRequest(prompt, "Peru", subject="Ada Byron")
     made = exchanged_prompts(request, words, 3, random.Random(0))
-    assert made == mutated_prompts(request, 3, random.Random(0))
+    assert made[:1] == mutated_prompts(request, 1, random.Random(0))
+    assert len(set(made)) == 3
+    assert set(made[1:]) <= set(other_relation_prompts(request, ALL, random.Random(0)))

@@ -78,9 +78,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help='only the lines of these names, as FT-M or "LoRA (EasyEdit)"')
     parser.add_argument("--hparams", nargs="+", type=Path, help="these files instead of the table's methods")
     parser.add_argument("--portability", choices=sorted(PORTABILITY), default="generated", help="the one of `all four`")
+    parser.add_argument("--workers", type=int, default=1, help="processes, each on one thread")
     parser.add_argument("--unit", type=int, default=32, help="edits made side by side")
     args = parser.parse_args()
-    options = RunOptions(unit=args.unit, threads=1, cache=args.out / "base-scores")
+    options = RunOptions(unit=args.unit, threads=1, workers=args.workers, cache=args.out / "base-scores")
     found = []
     for name, records, model in tasks(args):
         data = data_of(load_editset(name, limit=records), records)

@@ -245,8 +245,8 @@ def exchanged_prompts(request: EditRequest, words: str, count: int, rng: random.
         rng: Seeded for this request.
 
     Returns:
-        Up to `count` prompts. Where the prompt does not ask for "the ... of" its subject, one of `mutated_prompts`, which
-        are often no sentences, and the others of `other_relation_prompts`.
+        Up to `count` prompts. Where the prompt does not ask for "the ... of" its subject, one of `mutated_prompts`,
+        which are often no sentences, and the others of `other_relation_prompts`.
     """
     subject, phrase = re.escape(request.subject or ""), re.escape(words)
     asks = rf"\b{phrase} (of|for) (the )?{subject}|{subject}'s {phrase}\b"

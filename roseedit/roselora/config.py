@@ -92,6 +92,9 @@ class RoseLoRAHparams(Hparams):
     gate_ridge: float = value(0.03, "support: neurons; how blunt the direction is that opens one", above=0.0)
     gate_slope: float = value(16.0, "support: neurons; how steeply one opens; the fact itself is at 1", above=0.0)
     gate_threshold: float = value(-0.3, "support: neurons; where one opens, on the same scale", low=-1.0, high=0.9)
+    gate_margin: float = value(
+        0.6, "support: neurons; how far on the other side ordinary text must stay", above=0.0, high=1.0
+    )
     gate_rounds: int = value(6, "support: neurons; most rounds of fitting the direction", low=0, high=50)
     pool: float = value(
         0.5, "support: neurons; share of a layer's neurons, least used, to draw from", above=0.0, high=1.0

@@ -18,7 +18,6 @@ from roseedit.roselora.neurons.mlp import Neurons, Rows, said
 from roseedit.roselora.objective import Row
 
 ANCHOR_ENDS, ANCHOR_REST, OWN_REST = 0.5, 0.25, 0.25  # mass of the kinds of silence; all facts have 1
-ELSEWHERE = -0.8  # what is enough there
 OTHER = 0.005  # mass of each place elsewhere that comes within the margin
 FIRST = 0.5  # of the facts' mass on the request's own prompt
 FIRM = 0.3  # quantile of the facts that opens fully
@@ -123,7 +122,7 @@ def opened(
     here = points.token[None] == torch.arange(count, device=x.device)[:, None]
     mass = torch.where(here, points.fact_mass, points.mass)
     silent = torch.full_like(points.mass, -1.0)
-    silent[own:] = ELSEWHERE
+    silent[own:] = -hparams.gate_margin
     wanted = torch.where(here, 1.0, silent)
     w = separators(x, wanted, mass, own=own, ridge=hparams.gate_ridge, rounds=hparams.gate_rounds)
     one = ridge_fit(x[:own], torch.ones_like(mass[0, :own]), mass[0, :own], hparams.gate_ridge)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from roseedit.models.anatomy import Anatomy
 from roseedit.models.head import frozen_head
-from roseedit.models.lowp import usual_rows
+from roseedit.models.lowp import filled_up, usual_rows
 from roseedit.models.replay import layers_off, run_body
 
 POSITIONS = 64  # through the head at a time: enough for its products to be bound by arithmetic
@@ -113,7 +113,7 @@ class AnswerHead:
         weight, bias = weights
         n = len(hidden)
         logits, low, chosen = self.logits[:n], self.low[0][:n], self.low[1]
-        asked = _filled_up(hidden.to(weight.dtype))
+        asked = filled_up(hidden.to(weight.dtype))
         torch.mm(asked, weight.mT, out=self.low[0][: len(asked)])
         logits.copy_(low)
         if bias is not None:
@@ -128,10 +128,6 @@ class AnswerHead:
         pull = chosen[: usual_rows(len(unsure))] @ weight  # of what is left in the last rows nothing is read
         gradient[unsure] = pull[: len(unsure)].to(hidden.dtype)
         return nll, gradient
-
-
-def _filled_up(rows: Tensor) -> Tensor:
-    return nn.functional.pad(rows, (0, 0, 0, usual_rows(len(rows)) - len(rows)))
 
 
 class _Losses(torch.autograd.Function):

@@ -87,11 +87,22 @@ def low_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         (..., d_out), in the dtype of `x`.
     """
     rows = x.reshape(-1, x.shape[-1]).to(weight.dtype)
-    n = len(rows)
-    if x.device.type == "cpu":
-        rows = nn.functional.pad(rows, (0, 0, 0, usual_rows(n) - n))
-    out = nn.functional.linear(rows, weight)[:n].to(x.dtype).view(*x.shape[:-1], -1)
+    out = nn.functional.linear(filled_up(rows), weight)[: len(rows)].to(x.dtype).view(*x.shape[:-1], -1)
     return out if bias is None else out + bias
+
+
+def filled_up(rows: Tensor) -> Tensor:
+    """Rows of zeros added up to a usual number.
+
+    Args:
+        rows: (n, d).
+
+    Returns:
+        (`usual_rows(n)`, d) on a processor; the same rows elsewhere.
+    """
+    if rows.device.type != "cpu":
+        return rows
+    return nn.functional.pad(rows, (0, 0, 0, usual_rows(len(rows)) - len(rows)))
 
 
 def usual_rows(n: int) -> int:

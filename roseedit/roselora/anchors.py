@@ -95,7 +95,7 @@ EXCHANGED = (
     ("leading actor", "cast actors starring stars actor"), ("maker", "founder founded manufacturer developer creator"),
     ("forerunner", "follows followed follow after before preceded"), ("first year", "released year release inception"),
     ("builder", "architect designed built"), ("eye colour", "eye eyes color colour"), ("song", "anthem"),
-    ("printing house", "publisher published"), ("buyer", "owner owner owned owns"), ("style", "genre kind type"),
+    ("printing house", "publisher published"), ("buyer", "owner owned owns"), ("style", "genre kind type"),
     ("manager", "coach manager"), ("best friend", "friend"), ("age", "age"), ("size", "size area"),
 )  # fmt: skip
 

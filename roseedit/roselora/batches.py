@@ -6,9 +6,10 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,26 +53,23 @@ class Pass:
 
     def logits(self, loaded: LoadedModel, layer: int) -> Tensor:
         """Replay from `layer` up; (positions, vocabulary), with whatever bank is switched on."""
-        model, anatomy = loaded.model, loaded.anatomy
-        with (
-            replaying(model, anatomy, layer, self.activations),
-            last_mlp_at(model, anatomy, *self.at),
-            head_at(model, *self.at),
-            thrifty_head(model),
-        ):
-            return run_body(model, self.ids, self.mask)[0]
+        return self._top(loaded, layer, thrifty_head)
 
     def losses(self, loaded: LoadedModel, layer: int, head: AnswerHead, enough: float) -> Tensor:
         """As `fact_losses` of `logits`; no gradient where a token has `enough`."""
+        hidden = self._top(loaded, layer, headless)
+        return head.losses(hidden[: len(self.labels)], self.labels, enough)
+
+    def _top(self, loaded: LoadedModel, layer: int, as_head: Callable[[Any], AbstractContextManager[None]]) -> Tensor:
+        """What leaves the head at the positions looked at, the head changed as said."""
         model, anatomy = loaded.model, loaded.anatomy
         with (
             replaying(model, anatomy, layer, self.activations),
             last_mlp_at(model, anatomy, *self.at),
             head_at(model, *self.at),
-            headless(model),
+            as_head(model),
         ):
-            hidden = run_body(model, self.ids, self.mask)[0]
-        return head.losses(hidden[: len(self.labels)], self.labels, enough)
+            return run_body(model, self.ids, self.mask)[0]
 
 
 class RowStore:

@@ -115,7 +115,7 @@ class RoseLoRAHparams(Hparams):
     kl_weight: float = value(0.0, "weight of KL(base || edited) on anchors", low=0.0)
     anchor_subjects: int = value(3, "anchors: other subjects in the same template", low=0, high=64)
     anchor_relations: int = value(6, "anchors: the same subject in neutral templates", low=0, high=64)
-    anchor_mutations: int = value(4, "anchors: the prompt with its relation word exchanged", low=0, high=40)
+    anchor_mutations: int = value(4, "anchors: the prompt with its relation exchanged", low=0, high=40)
     anchor_frames: int = value(7, "anchors: other subjects or relations in the frames of `rewrites`", low=0, high=64)
     anchor_negations: int = value(2, "anchors: the prompt with the new answer ruled out", low=0, high=3)
     anchors_per_step: int = value(4, "anchors looked at in one step; all take their turn", low=1, high=128)

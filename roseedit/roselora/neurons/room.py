@@ -1,13 +1,6 @@
 """How much memory a run with neurons takes beside the model, and how many edits fit side by side.
 
-    fixed    = the larger of
-               looking:  2 P(layers up to the edited one) + T (2 h + 6 m) 4
-               training: 2 P(layers above it, head) + T n (8 h + 6 m) 4 + 14 K V
-    per edit = R L (d + 2 h) 4
-
-P counts weights (bfloat16 copies, made of float32 weights only), T tokens of a pass, h the stream, m the widest MLP, n
-the layers above, K positions in the head at a time, V the vocabulary, R and L an edit's rows and their usual tokens, d
-the MLP's input. So a model of 7 billion weights in bfloat16 (14.5 GB) is edited with less than 3 GB beside it.
+The formula, with its letters, stands under Memory in docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -41,7 +34,7 @@ class Room:
 
 
 def room_of(loaded: LoadedModel, neurons: Neurons, hparams: RoseLoRAHparams, tokens: int) -> Room:
-    """Reckon by the formula above.
+    """Reckon by the formula of docs/architecture.md.
 
     Args:
         loaded: The model.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 
 from roseedit.requests import EditRequest
 
@@ -176,13 +177,16 @@ _FUNCTION_WORDS = frozenset(
 )
 
 
-def other_subject_prompts(request: EditRequest, count: int, rng: random.Random) -> list[str]:
-    """The request's own template with other subjects.
+def other_subject_prompts(
+    request: EditRequest, count: int, rng: random.Random, wordings: Sequence[str] = ()
+) -> list[str]:
+    """The request's own template with other subjects, and other wordings of it by turns.
 
     Args:
         request: The request; without a subject there is nothing to exchange.
         count: How many.
         rng: Seeded for this request.
+        wordings: Other wordings of the prompt.
 
     Returns:
         Up to `count` prompts.
@@ -190,7 +194,8 @@ def other_subject_prompts(request: EditRequest, count: int, rng: random.Random) 
     if not request.subject:
         return []
     others = [name for name in SUBJECTS if name.casefold() not in request.prompt.casefold()]
-    return [_exchange(request.prompt, request.subject, name) for name in rng.sample(others, min(count, len(others)))]
+    drawn, templates = rng.sample(others, min(count, len(others))), [request.prompt, *wordings]
+    return [_exchange(templates[i % len(templates)], request.subject, name) for i, name in enumerate(drawn)]
 
 
 def other_relation_prompts(request: EditRequest, count: int, rng: random.Random) -> list[str]:

@@ -32,6 +32,7 @@ PAPER: dict[str, Any] = {
     "end_mark": False,
     "contexts": 0,
     "rewrites": 0,
+    "rewordings": 0,
     "after_text": 0,
     "kl_weight": 0.0,
     "preserve_weight": 0.0,
@@ -96,6 +97,12 @@ class RoseLoRAHparams(Hparams):
         0.6, "support: neurons; how far on the other side ordinary text must stay", above=0.0, high=1.0
     )
     gate_rounds: int = value(6, "support: neurons; most rounds of fitting the direction", low=0, high=50)
+    shared_ends: int = value(
+        32, "support: neurons; facts of a joint run that share the neuron of the end mark", low=1, high=1024
+    )
+    joint_share: float = value(
+        0.08, "support: neurons; share of a layer's neurons after which a joint run takes the next", above=0.0, high=1.0
+    )
     pool: float = value(
         0.5, "support: neurons; share of a layer's neurons, least used, to draw from", above=0.0, high=1.0
     )
@@ -111,7 +118,8 @@ class RoseLoRAHparams(Hparams):
     end_mark: bool = value(True, "train the end of the answer too (EOS)")
     contexts: int = value(0, "neutral text pieces put before the prompt, each one more training row", low=0, high=16)
     rewrites: int = value(8, "the fact in other wordings made from the request; one of them a step", low=0, high=8)
-    after_text: int = value(1, "the prompt after an unrelated sentence, by turns with `rewrites`", low=0, high=8)
+    rewordings: int = value(0, "the fact in other words for a known relation, by turns with `rewrites`", low=0, high=8)
+    after_text: int = value(1, "the prompt after an unrelated sentence, by turns with `rewrites`", low=0, high=16)
     kl_weight: float = value(0.0, "weight of KL(base || edited) on anchors", low=0.0)
     anchor_subjects: int = value(3, "anchors: other subjects in the same template", low=0, high=64)
     anchor_relations: int = value(6, "anchors: the same subject in neutral templates", low=0, high=64)

@@ -8,6 +8,7 @@ carries its weight, so that the loss of an edit is the same sum wherever its row
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,13 @@ from roseedit.roselora.anchors import (
 )
 from roseedit.roselora.config import RoseLoRAHparams
 from roseedit.roselora.prose import PROSE
-from roseedit.roselora.wordings import context_prompts, framed_prompts, relation_words, rewritten_prompts
+from roseedit.roselora.wordings import (
+    context_prompts,
+    framed_prompts,
+    relation_words,
+    reworded_prompts,
+    rewritten_prompts,
+)
 
 TOP = 256
 
@@ -100,9 +107,7 @@ def build_rows(
     """
     rng = random.Random(request_seed(request, hparams.seed, "rows"))
     always = [request.prompt, *context_prompts(request, hparams.contexts, rng)]
-    in_turn = rewritten_prompts(request, hparams.rewrites, rng) + context_prompts(
-        request, hparams.after_text, rng, PROSE
-    )
+    in_turn = _in_turn(request, hparams, rng)
     share = 1 / (len(always) + bool(in_turn))
     rows = [_fact_row(loaded, prompt, request, number, edit, hparams, share) for prompt in always]
     for turn, prompt in enumerate(in_turn):
@@ -112,6 +117,20 @@ def build_rows(
         rows += _anchor_rows(loaded, anchor_prompts(request, hparams), number, edit, hparams)
     # The request itself was checked against the window; what was made from it may be longer.
     return [row for row in rows if row is rows[0] or len(row.ids) <= loaded.anatomy.window]
+
+
+def _in_turn(request: EditRequest, hparams: RoseLoRAHparams, rng: random.Random) -> list[str]:
+    """Wordings of which one is asked in a step; every other one behind a text is itself reworded, where it can be."""
+    rewritten = rewritten_prompts(request, hparams.rewrites, rng)
+    reworded = _reworded(request, hparams)
+    behind = context_prompts(request, hparams.after_text, rng, PROSE)
+    for i, prompt in zip(range(1, len(behind), 2), itertools.cycle(reworded)):
+        behind[i] = behind[i].replace(request.prompt, prompt)
+    return rewritten + behind + reworded
+
+
+def _reworded(request: EditRequest, hparams: RoseLoRAHparams) -> list[str]:
+    return reworded_prompts(request, hparams.rewordings, random.Random(request_seed(request, hparams.seed, "words")))
 
 
 def _fact_row(  # noqa: PLR0917 - one call site
@@ -139,7 +158,7 @@ def anchor_prompts(request: EditRequest, hparams: RoseLoRAHparams) -> list[str]:
         The prompts.
     """
     rng = random.Random(request_seed(request, hparams.seed, "anchors"))
-    subjects = other_subject_prompts(request, hparams.anchor_subjects, rng)
+    subjects = other_subject_prompts(request, hparams.anchor_subjects, rng, _reworded(request, hparams))
     relations = other_relation_prompts(request, hparams.anchor_relations, rng)
     prompts = subjects + relations + exchanged_prompts(request, relation_words(request), hparams.anchor_mutations, rng)
     prompts += framed_prompts(other_pairs(request, relation_words(request), hparams.anchor_frames, rng), rng)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from roseedit.requests import EditRequest
+from roseedit.roselora.relations import known_wordings
 
 CONTEXTS = (
     "Here is a fact.",
@@ -99,3 +100,22 @@ def rewritten_prompts(request: EditRequest, count: int, rng: random.Random) -> l
     if not request.subject or not words:
         return []
     return [frame.format(s=request.subject, r=words) for frame in rng.sample(FRAMES, min(count, len(FRAMES)))]
+
+
+def reworded_prompts(request: EditRequest, count: int, rng: random.Random) -> list[str]:
+    """The same question in other words, where the relation is a known one.
+
+    Args:
+        request: The request.
+        count: How many.
+        rng: Seeded for this request.
+
+    Returns:
+        Up to `count` prompts; none without a subject, or where the relation is not recognised.
+    """
+    if not request.subject:
+        return []
+    known = known_wordings(request.prompt.replace(request.subject, " "))
+    prompts = [wording.format(s=request.subject) for wording in known]
+    others = [prompt for prompt in prompts if prompt != request.prompt]
+    return rng.sample(others, min(count, len(others)))

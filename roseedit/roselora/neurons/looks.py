@@ -194,13 +194,13 @@ def look_at_texts(loaded: LoadedModel, neurons: Neurons, texts: Sequence[str], t
     Args:
         loaded: The model.
         neurons: The layer's neurons.
-        texts: The texts.
+        texts: The texts; what exceeds the model's window is left out.
         tokens: Most tokens in one pass.
 
     Returns:
         The look.
     """
-    encoded = [encode_prompt(loaded.tokenizer, text).ids for text in texts]
+    encoded = [encode_prompt(loaded.tokenizer, text).ids[: loaded.anatomy.window] for text in texts]
     x: list[Tensor] = []
     use: list[Tensor] = []
     for batch in plan_batches([len(ids) for ids in encoded], tokens):

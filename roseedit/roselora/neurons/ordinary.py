@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from importlib import resources
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,24 +18,30 @@ from roseedit.roselora.trainer import frozen
 from roseedit.roselora.wordings import framed_prompts
 
 KEPT: WeakKeyDictionary[Any, dict[tuple[Any, ...], Ordinary]] = WeakKeyDictionary()
+PASSAGES = "ordinary.txt"  # longer prose, written for this package like the other
 PROMPTS = 96  # of the kind that edits ask: a well-known name and a relation
 
 
-def ordinary_texts(seed: int) -> list[str]:
+def ordinary_texts(seed: int, *, wide: bool = False) -> list[str]:
     """Prose, and questions about others.
 
     Args:
         seed: Which pairs of names and relations are drawn.
+        wide: Much more prose. One neuron in ten opens somewhere in so much text if nothing holds it back, which a
+            single edit can bear and a thousand cannot.
 
     Returns:
         The texts.
     """
     rng = random.Random(f"{seed}/ordinary")
     pairs = [(rng.choice(SUBJECTS), rng.choice(KINDS)[0]) for _ in range(PROMPTS)]
-    return [*PROSE, *framed_prompts(pairs, rng)]
+    passages = resources.files(__package__).joinpath(PASSAGES).read_text(encoding="utf-8").splitlines() if wide else []
+    return [*PROSE, *passages, *framed_prompts(pairs, rng)]
 
 
-def ordinary_look(loaded: LoadedModel, neurons: Neurons, hparams: RoseLoRAHparams, tokens: int) -> Ordinary:
+def ordinary_look(
+    loaded: LoadedModel, neurons: Neurons, hparams: RoseLoRAHparams, tokens: int, *, wide: bool = False
+) -> Ordinary:
     """What a layer's MLP does in ordinary text, remembered for as long as no weight of the model is written.
 
     Args:
@@ -42,17 +49,18 @@ def ordinary_look(loaded: LoadedModel, neurons: Neurons, hparams: RoseLoRAHparam
         neurons: The layer's neurons.
         hparams: The settings.
         tokens: Most tokens in one pass.
+        wide: As of `ordinary_texts`.
 
     Returns:
         The look.
     """
     written = sum(p._version + id(p) for p in loaded.model.parameters())
-    key = neurons.layer, hparams.seed, hparams.train_dtype, written
+    key = neurons.layer, hparams.seed, hparams.train_dtype, wide, written
     kept = KEPT.setdefault(loaded.model, {})
     if key not in kept:
         everything = products_in(loaded, hparams.train_dtype, until=neurons.layer + 1)
         with frozen(loaded.model), everything():
-            found = look_at_texts(loaded, neurons, ordinary_texts(hparams.seed), tokens)
+            found = look_at_texts(loaded, neurons, ordinary_texts(hparams.seed, wide=wide), tokens)
         for old in [known for known in kept if known[-1] != written]:
             del kept[old]
         kept[key] = found

@@ -1,0 +1,53 @@
+"""Other wordings of known relations."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from roseedit.requests import EditRequest
+from roseedit.roselora.relations import Relation, known_wordings, relations
+from roseedit.roselora.wordings import reworded_prompts
+
+
+@pytest.mark.parametrize("relation", relations(), ids=lambda r: r.wordings[0])
+def test_a_relation_is_recognised_in_its_own_words(relation: Relation) -> None:
+    assert known_wordings(relation.wordings[0].format(s=" ")) == relation.wordings
+    for wording in relation.wordings:
+        assert wording.count("{s}") == 1
+        assert wording == wording.strip()
+        assert wording.format(s="X").count("X") == 1
+    assert len(set(relation.wordings)) == len(relation.wordings) >= 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "wording"),
+    [
+        ("The name of the spouse of Ada is", "Ada is married to"),
+        ("Who was Ada married to?", "The spouse of Ada is"),
+        ("The place of death of Ada is", "Ada died in"),
+        ("Ada passed away at", "Ada died in"),
+        ("The official language of Ada is", "In Ada, people speak"),
+        ("The mother tongue of Ada is", "Ada is a native speaker of"),
+        ("The name of the screenwriter of Ada is", "The script of Ada is by"),
+        ("Ada plays the instrument", "Which instrument does Ada play?"),
+        ("The name of the field of work of Ada is", "Ada works in the field of"),
+    ],
+)
+def test_a_known_relation_is_asked_in_other_words(prompt: str, wording: str) -> None:
+    found = reworded_prompts(EditRequest(prompt, "Rome", "Ada"), 8, random.Random(0))
+    assert wording in found
+    assert prompt not in found
+    assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize(("prompt", "subject"), [("Ada is the colour of", "Ada"), ("Ada was born in", None)])
+def test_no_wordings_without_a_relation_or_a_subject(prompt: str, subject: str | None) -> None:
+    assert reworded_prompts(EditRequest(prompt, "blue", subject), 8, random.Random(0)) == []
+
+
+def test_fewer_are_drawn_when_fewer_are_asked_for() -> None:
+    request = EditRequest("Ada was born in", "Rome", "Ada")
+    assert len(reworded_prompts(request, 2, random.Random(0))) == 2
+    assert reworded_prompts(request, 2, random.Random(0)) == reworded_prompts(request, 2, random.Random(0))

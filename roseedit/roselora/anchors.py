@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 
 from roseedit.requests import EditRequest
+from roseedit.roselora.relations import other_wordings
 
 # Well-known names of many kinds, so that some are of the kind the template asks about.
 SUBJECTS = (
@@ -214,6 +215,23 @@ def other_relation_prompts(request: EditRequest, count: int, rng: random.Random)
     words = _words(request.prompt.replace(request.subject, " "))
     free = [template for template, keys in RELATIONS if not words & set(keys.split())]
     return [template.format(request.subject) for template in rng.sample(free, min(count, len(free)))]
+
+
+def known_relation_prompts(request: EditRequest, count: int, rng: random.Random) -> list[str]:
+    """The request's subject in plain wordings of other known relations.
+
+    Args:
+        request: The request.
+        count: How many.
+        rng: Seeded for this request.
+
+    Returns:
+        Up to `count` prompts; none without a subject.
+    """
+    if not request.subject:
+        return []
+    free = other_wordings(request.prompt.replace(request.subject, " "))
+    return [wording.format(s=request.subject) for wording in rng.sample(free, min(count, len(free)))]
 
 
 def mutated_prompts(request: EditRequest, count: int, rng: random.Random) -> list[str]:

@@ -40,6 +40,7 @@ PAPER: dict[str, Any] = {
     "enough": 1.0,
     "anchor_subjects": 0,
     "anchor_relations": 0,
+    "anchor_known": 0,
     "anchor_mutations": 0,
     "anchor_frames": 0,
     "anchor_negations": 0,
@@ -123,6 +124,7 @@ class RoseLoRAHparams(Hparams):
     kl_weight: float = value(0.0, "weight of KL(base || edited) on anchors", low=0.0)
     anchor_subjects: int = value(3, "anchors: other subjects in the same template", low=0, high=64)
     anchor_relations: int = value(6, "anchors: the same subject in neutral templates", low=0, high=64)
+    anchor_known: int = value(0, "anchors: the same subject in wordings of other known relations", low=0, high=64)
     anchor_mutations: int = value(4, "anchors: the prompt with its relation exchanged", low=0, high=40)
     anchor_frames: int = value(7, "anchors: other subjects or relations in the frames of `rewrites`", low=0, high=64)
     anchor_negations: int = value(2, "anchors: the prompt with the new answer ruled out", low=0, high=3)

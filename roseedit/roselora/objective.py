@@ -21,6 +21,7 @@ from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
 from roseedit.roselora.anchors import (
     exchanged_prompts,
+    known_relation_prompts,
     negated_prompts,
     other_pairs,
     other_relation_prompts,
@@ -163,6 +164,7 @@ def anchor_prompts(request: EditRequest, hparams: RoseLoRAHparams) -> list[str]:
     prompts = subjects + relations + exchanged_prompts(request, relation_words(request), hparams.anchor_mutations, rng)
     prompts += framed_prompts(other_pairs(request, relation_words(request), hparams.anchor_frames, rng), rng)
     prompts += negated_prompts(request, hparams.anchor_negations)
+    prompts += known_relation_prompts(request, hparams.anchor_known, rng)
     rng.shuffle(prompts)
     return prompts
 

@@ -36,6 +36,19 @@ def relations() -> tuple[Relation, ...]:
     return tuple(Relation(re.compile("|".join(row["said"])), tuple(row["wordings"])) for row in rows)
 
 
+def other_wordings(said: str) -> tuple[str, ...]:
+    """Wordings of all relations that a prompt has no words of.
+
+    Args:
+        said: The prompt without its subject.
+
+    Returns:
+        Templates with `{s}` for the subject.
+    """
+    text = " ".join(said.casefold().split())
+    return tuple(w for relation in relations() if not relation.said.search(text) for w in relation.wordings)
+
+
 def known_wordings(said: str) -> tuple[str, ...]:
     """Wordings of the relation that a prompt asks for.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 
 import torch
@@ -24,6 +24,7 @@ from roseedit.roselora.neurons.trainer import Columns, ColumnTrainer, Learned
 from roseedit.roselora.objective import Row, build_rows, request_seed
 from roseedit.roselora.trainer import Progress, Trained, frozen
 
+HEARD = 0.25  # what a neuron says on its fact is 1 on average
 Choose = Callable[[int, Tensor], list[int]]
 
 
@@ -86,11 +87,34 @@ class NeuronBank:
         self.taken: set[int] = set()
         mine = self._openings(rows, look, taken)
         self.edits = [_joined(mine)] if joint else mine
-        facts = [i for i, row in enumerate(rows) if row.labels]
-        ready = [look.activations[i] for i in facts]
+        facts = self._answerable(rows, look)
+        at, ready = list(facts), [look.activations[i] for i in facts]
         # Half as many: the backward pass keeps what the look lets go.
-        self.store = RowStore(loaded, [rows[i] for i in facts], self.place.start, tokens // 2, ready=ready)
-        self.columns = self._columns([look.inputs[i].float() for i in facts], [look.sizes[i] for i in facts])
+        self.store = RowStore(loaded, list(facts.values()), self.place.start, tokens // 2, ready=ready)
+        self.columns = self._columns([look.inputs[i].float() for i in at], [look.sizes[i] for i in at])
+
+    def _answerable(self, rows: Sequence[Row], look: Look) -> dict[int, Row]:
+        """The fact rows to train on, by their index: all first wordings, and others if a neuron opens for each token.
+
+        Where none does nothing can be learned, and trying would only blow its column up.
+        """
+        turns: dict[int, list[int]] = {}
+        out = {}
+        for i, row in enumerate(rows):
+            if not row.labels:
+                continue
+            out[i] = row
+            if row.turns > 1:
+                new = self.edits[row.edit].new
+                at = look.inputs[i][list(row.columns)].float()
+                loudest = (said(self.neurons, at, new.opens, new.carries) * new.gain).amax(-1)
+                if float(loudest.min()) < HEARD:
+                    del out[i]
+                else:
+                    turns.setdefault(row.request, []).append(i)
+        for own in turns.values():
+            out |= {i: replace(rows[i], turn=turn, turns=len(own)) for turn, i in enumerate(own)}
+        return out
 
     def _look(self, rows: Sequence[Row], tokens: int) -> Look:
         last, longest = self.hparams.preserve_tokens, max(len(row.ids) for row in rows)

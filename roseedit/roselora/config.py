@@ -98,12 +98,6 @@ class RoseLoRAHparams(Hparams):
         0.6, "support: neurons; how far on the other side ordinary text must stay", above=0.0, high=1.0
     )
     gate_rounds: int = value(6, "support: neurons; most rounds of fitting the direction", low=0, high=50)
-    shared_ends: int = value(
-        32, "support: neurons; facts of a joint run that share the neuron of the end mark", low=1, high=1024
-    )
-    joint_share: float = value(
-        0.08, "support: neurons; share of a layer's neurons after which a joint run takes the next", above=0.0, high=1.0
-    )
     pool: float = value(
         0.5, "support: neurons; share of a layer's neurons, least used, to draw from", above=0.0, high=1.0
     )

@@ -111,18 +111,16 @@ def test_a_joint_run_gives_each_fact_its_own_neurons(loaded: LoadedModel, digest
         len(t.factors[find_neurons(loaded, 2).down.module_name].a)
         for t in train_independent(loaded, REQUESTS, settings())
     ]
-    assert len(which) == sum(sizes) - len(REQUESTS) + 1  # one neuron for the end marks of all
-    alone = train_joint(loaded, REQUESTS, settings(joint_batch=2, shared_ends=1))
-    assert len(alone.factors[find_neurons(loaded, 2).down.module_name].a) == sum(sizes)
+    assert len(which) == sum(sizes)
 
 
 def test_a_joint_run_that_finds_no_room_goes_to_the_next_layer(loaded: LoadedModel, monkeypatch: Any) -> None:
     monkeypatch.setattr("roseedit.roselora.neurons.engine.FACTS", 1)
     width = find_neurons(loaded, 2).down.d_in
-    joint = train_joint(loaded, REQUESTS, settings(layers=[1, 2], pool=9 / width, shared_ends=1, steps=12))
+    joint = train_joint(loaded, REQUESTS, settings(layers=[1, 2], pool=9 / width, steps=12))
     assert {int(name.split(".")[-3]) for name in joint.factors} == {1, 2}
     with pytest.raises(CapacityError, match=r"with 3 free in all; .*Raise `pool`"):
-        train_joint(loaded, REQUESTS, settings(layers=[2], pool=3 / width, shared_ends=1))
+        train_joint(loaded, REQUESTS, settings(layers=[2], pool=3 / width))
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from roseedit.roselora.batches import RowStore
 from roseedit.roselora.config import RoseLoRAHparams
 from roseedit.roselora.memory import trim_memory, within_memory
 from roseedit.roselora.neurons.choice import take
-from roseedit.roselora.neurons.facts import Asks, Opened, Points, each_but_end, each_token, end_only, opened, points_of
+from roseedit.roselora.neurons.facts import Opened, answer_length, opened, points_of
 from roseedit.roselora.neurons.looks import Look, Ordinary, Place, look_at
 from roseedit.roselora.neurons.mlp import Neurons, Rows, inward_rows, said, weight_of
 from roseedit.roselora.neurons.trainer import Columns, ColumnTrainer, Learned
@@ -36,11 +36,6 @@ class _Taken:
     new: Opened
     opens: Rows
     carries: Rows | None
-
-
-def shares_ends(hparams: RoseLoRAHparams) -> bool:
-    """Whether the facts of a joint run share neurons for the end mark."""
-    return hparams.end_mark and hparams.shared_ends > 1
 
 
 class NeuronBank:
@@ -124,44 +119,30 @@ class NeuronBank:
             return within_memory(lambda most: look_at(self.loaded, rows, self.place, last, most, kept), tokens, longest)
 
     def _openings(self, rows: Sequence[Row], look: Look, taken: set[int] | frozenset[int]) -> list[_Taken]:
-        others, shared = self._others(look, rows), shares_ends(self.hparams) and self.joint and len(self.requests) > 1
-        out: list[_Taken] = []
-
-        def add(group: range, count: int, asks: Asks) -> None:
-            if not count:
-                return
-            own = [i for i, row in enumerate(rows) if row.request in group]
-            inputs = [look.inputs[i].float() for i in own]
-            points = points_of([rows[i] for i in own], inputs, asks, others(group))
-            out.append(self._opened(points, count, self.requests[group[0]], taken))
-
-        lengths = [max(len(row.labels) for row in rows if row.request == n) for n in range(len(self.requests))]
-        for n, length in enumerate(lengths):
-            count = min(length - shared, self.hparams.most_neurons)
-            add(range(n, n + 1), count, (each_but_end if shared else each_token)(count))
-        if shared:
-            for group in _groups(len(self.requests), self.hparams.shared_ends):
-                add(group, 1, end_only())
+        of_request: list[list[int]] = [[] for _ in self.requests]
+        for i, row in enumerate(rows):
+            of_request[row.request].append(i)
+        others, out = self._others(look, rows), []
+        for n, own in enumerate(of_request):
+            count = answer_length([rows[i] for i in own], self.hparams.most_neurons)
+            points = points_of([rows[i] for i in own], [look.inputs[i].float() for i in own], count, others(n))
+            generator = torch.Generator().manual_seed(request_seed(self.requests[n], self.hparams.seed, "neurons"))
+            which = take(self.free, taken | self.taken if self.joint else taken, count, generator)
+            if self.joint:
+                self.taken |= set(which.tolist())
+            opens, carries = self._rows_now(which)
+            biases = opens.bias, carries.bias if carries else torch.zeros_like(opens.bias)
+            out.append(_Taken(which, opened(points, count, self.neurons, biases, self.hparams), opens, carries))
         return out
 
-    def _opened(self, points: Points, count: int, request: EditRequest, taken: set[int] | frozenset[int]) -> _Taken:
-        """Neurons for some places; a request draws its own."""
-        generator = torch.Generator().manual_seed(request_seed(request, self.hparams.seed, "neurons"))
-        which = take(self.free, taken | self.taken if self.joint else taken, count, generator)
-        if self.joint:
-            self.taken |= set(which.tolist())
-        opens, carries = self._rows_now(which)
-        biases = opens.bias, carries.bias if carries else torch.zeros_like(opens.bias)
-        return _Taken(which, opened(points, count, self.neurons, biases, self.hparams), opens, carries)
-
-    def _others(self, look: Look, rows: Sequence[Row]) -> Callable[[range], Tensor]:
-        """The places elsewhere: in ordinary text, and in a joint run those of all other requests."""
+    def _others(self, look: Look, rows: Sequence[Row]) -> Callable[[int], Tensor]:
+        """Per request the places elsewhere: in ordinary text, and in a joint run those of all other requests."""
         if not self.joint:
-            return lambda _group: self.ordinary
+            return lambda _n: self.ordinary
         x = torch.cat([torch.cat(look.inputs).float(), self.ordinary])
         owner = [row.request for row, own in zip(rows, look.inputs, strict=True) for _ in range(len(own))]
         whose = torch.tensor([*owner, *[-1] * len(self.ordinary)], device=x.device)
-        return lambda group: x[(whose < group.start) | (whose >= group.stop)]
+        return lambda n: x[whose != n]
 
     def _rows_now(self, which: Tensor) -> tuple[Rows, Rows | None]:
         model, neurons = self.loaded.model, self.neurons
@@ -209,12 +190,6 @@ class NeuronBank:
         new = (learned.columns * own.new.gain[:, None]).mT
         factors[neurons.down.module_name] = Factors(_single(own.which, neurons.down.d_in).mT, (new - old) / scale)
         return Trained(factors, learned.steps, learned.probability, learned.converged)
-
-
-def _groups(n: int, size: int) -> list[range]:
-    """0 to n - 1 in about equal parts of at most `size`."""
-    parts = -(-n // size)
-    return [range(n * k // parts, n * (k + 1) // parts) for k in range(parts)]
 
 
 def _single(which: Tensor, n: int) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,7 +16,7 @@ from roseedit.requests import EditRequest
 from roseedit.roselora.adapter import Factors
 from roseedit.roselora.config import RoseLoRAHparams
 from roseedit.roselora.memory import pass_tokens
-from roseedit.roselora.neurons.bank import NeuronBank, shares_ends
+from roseedit.roselora.neurons.bank import NeuronBank
 from roseedit.roselora.neurons.choice import least_used
 from roseedit.roselora.neurons.mlp import find_neurons, weight_of
 from roseedit.roselora.neurons.ordinary import ordinary_look
@@ -77,34 +76,25 @@ def train_joint(
     return merged(parts)
 
 
-def _neurons_for(loaded: LoadedModel, request: EditRequest, hparams: RoseLoRAHparams) -> float:
-    """Neurons of one fact of a joint run; of a shared one its share."""
+def _neurons_for(loaded: LoadedModel, request: EditRequest, hparams: RoseLoRAHparams) -> int:
     encoded = encode_pair(loaded.tokenizer, request.prompt, request.target_new, end_mark=hparams.end_mark)
-    if shares_ends(hparams):
-        return min(len(encoded.target) - 1, hparams.most_neurons) + 1 / hparams.shared_ends
     return min(len(encoded.target), hparams.most_neurons)
 
 
-def _rooms(loaded: LoadedModel, hparams: RoseLoRAHparams, wanted: Sequence[float]) -> list[_Room]:
-    """As many layers as it takes, the lowest first: what is fitted later must not move what earlier neurons see.
-
-    A few neurons of a layer are missed by nobody, so many facts are spread over many layers; where those do not
-    suffice, every layer gives all it has.
-    """
-    layers = layers_of(loaded, hparams)
-    for share in (hparams.joint_share, hparams.pool):
-        rooms: list[_Room] = []
-        for layer in layers:
-            rooms.insert(0, _Room(loaded, layer, hparams, share))
-            if _fit([room.promised for room in rooms], wanted):
-                return rooms
-    got = f"facts for {math.ceil(sum(wanted))} neurons, with {sum(room.left for room in rooms)} free in all"
+def _rooms(loaded: LoadedModel, hparams: RoseLoRAHparams, wanted: Sequence[int]) -> list[_Room]:
+    """As many layers as it takes, the lowest first: what is fitted later must not move what earlier neurons see."""
+    rooms: list[_Room] = []
+    for layer in layers_of(loaded, hparams):
+        rooms.insert(0, _Room(loaded, layer, hparams))
+        if _fit([room.left for room in rooms], wanted):
+            return rooms
+    got = f"facts for {sum(wanted)} neurons, with {sum(room.left for room in rooms)} free in all"
     raise CapacityError(refusal(got, "facts that fit", "Raise `pool`, name more `layers`, or ask for fewer."))
 
 
-def _fit(room: Sequence[int], wanted: Sequence[float]) -> bool:
+def _fit(room: Sequence[int], wanted: Sequence[int]) -> bool:
     """Whether all find room when they come in order and a layer is left once the next does not fit."""
-    left: list[float] = list(room)
+    left = list(room)
     for n in wanted:
         while left and left[0] < n:
             left.pop(0)
@@ -115,35 +105,22 @@ def _fit(room: Sequence[int], wanted: Sequence[float]) -> bool:
 
 
 class _Room:
-    """What a joint run may take of one layer.
+    """What a joint run may take of one layer."""
 
-    Args:
-        loaded: The model.
-        layer: The layer.
-        hparams: The settings.
-        share: Of its neurons, at most.
-    """
-
-    def __init__(self, loaded: LoadedModel, layer: int, hparams: RoseLoRAHparams, share: float) -> None:
+    def __init__(self, loaded: LoadedModel, layer: int, hparams: RoseLoRAHparams) -> None:
         self.loaded, self.hparams = loaded, hparams
         self.neurons = find_neurons(loaded, layer)
         self.tokens = pass_tokens(loaded, self.neurons.projections, hparams)
         used = ordinary_look(loaded, self.neurons, hparams, self.tokens).use
         self.free = least_used(loaded.model, self.neurons, used, hparams.pool)
-        self.most = min(len(self.free), math.ceil(share * self.neurons.down.d_in))
         self.taken: set[int] = set()
 
     @property
     def left(self) -> int:
-        """Neurons that are free still; a group of facts may need one more than its shares of shared ones add up to."""
-        return self.most - len(self.taken) - shares_ends(self.hparams)
+        """Neurons that are free still."""
+        return len(self.free) - len(self.taken)
 
-    @property
-    def promised(self) -> int:
-        """As many of them as are there however the facts fall into groups."""
-        return self.left - (self.left // FACTS if shares_ends(self.hparams) else 0)
-
-    def fitting(self, wanted: Sequence[float]) -> int:
+    def fitting(self, wanted: Sequence[int]) -> int:
         """How many facts of the given sizes come next: as many as have room, at most `FACTS`."""
         return sum(n <= self.left for n in itertools.accumulate(wanted[:FACTS]))
 

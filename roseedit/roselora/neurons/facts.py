@@ -6,8 +6,7 @@ on the rest of the fact's own rows, not on other facts of the same run.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,31 +58,18 @@ class Points:
     own: int
 
 
-Asks = Callable[[int, int], int]  # place in the answer, tokens of the answer -> which neuron speaks there, or -1
+def answer_length(rows: Sequence[Row], most: int) -> int:
+    """How many neurons a request takes: one per token of its answer, the rest of a long one on the last."""
+    return min(most, max(len(row.labels) for row in rows))
 
 
-def each_token(count: int) -> Asks:
-    """One neuron per token of the answer, the rest of a long one on the last."""
-    return lambda t, _length: min(t, count - 1)
-
-
-def each_but_end(count: int) -> Asks:
-    """The same for all tokens but the end mark."""
-    return lambda t, length: -1 if t == length - 1 else min(t, count - 1)
-
-
-def end_only() -> Asks:
-    """One neuron, for the end mark."""
-    return lambda t, length: 0 if t == length - 1 else -1
-
-
-def points_of(rows: Sequence[Row], inputs: Sequence[Tensor], asks: Asks, others: Tensor) -> Points:
-    """Gather the places of a request, or of several that share a neuron.
+def points_of(rows: Sequence[Row], inputs: Sequence[Tensor], count: int, others: Tensor) -> Points:
+    """Gather a request's places.
 
     Args:
-        rows: Their rows, each request's own prompt before its other wordings.
+        rows: Its rows, its own prompt first.
         inputs: Per row what enters the MLP.
-        asks: Where which neuron is to speak.
+        count: Neurons of the request.
         others: (m, d_in), places in ordinary text and of other facts.
 
     Returns:
@@ -91,7 +77,7 @@ def points_of(rows: Sequence[Row], inputs: Sequence[Tensor], asks: Asks, others:
     """
     facts = [(row, x) for row, x in zip(rows, inputs, strict=True) if row.labels]
     anchors = [x for row, x in zip(rows, inputs, strict=True) if not row.labels]
-    shares = _shares([row for row, _ in facts])
+    shares = [1.0] if len(facts) == 1 else [FIRST, *[(1 - FIRST) / (len(facts) - 1)] * (len(facts) - 1)]
     n_own = sum(len(x) for _, x in facts)
     ends, rest = [x[-1:] for x in anchors], [x[:-1] for x in anchors]
     sizes = n_own, len(ends), sum(map(len, rest)), len(others)
@@ -100,7 +86,7 @@ def points_of(rows: Sequence[Row], inputs: Sequence[Tensor], asks: Asks, others:
     device = others.device
     return Points(
         x=torch.cat([*(x for _, x in facts), *ends, *rest, others]),
-        token=torch.cat([*(_token_at(row, len(x), asks) for row, x in facts), torch.full((silent,), -1)]).to(device),
+        token=torch.cat([*(_token_at(row, len(x), count) for row, x in facts), torch.full((silent,), -1)]).to(device),
         mass=torch.cat([torch.full((n,), m) for n, m in zip(sizes, each, strict=True)]).to(device),
         fact_mass=torch.cat(
             [*(torch.full((len(x),), s) for s, (_, x) in zip(shares, facts, strict=True)), torch.zeros(silent)]
@@ -109,23 +95,10 @@ def points_of(rows: Sequence[Row], inputs: Sequence[Tensor], asks: Asks, others:
     )
 
 
-def _shares(rows: Sequence[Row]) -> list[float]:
-    """The weight of each fact row: all requests weigh the same, and a request's own prompt as much as the others."""
-    wordings = Counter(row.request for row in rows)
-    seen: set[int] = set()
-    out = []
-    for row in rows:
-        n, own = wordings[row.request], row.request not in seen
-        seen.add(row.request)
-        share = 1.0 if n == 1 else FIRST if own else (1 - FIRST) / (n - 1)
-        out.append(share / len(wordings))
-    return out
-
-
-def _token_at(row: Row, length: int, asks: Asks) -> Tensor:
+def _token_at(row: Row, length: int, count: int) -> Tensor:
     out = torch.full((length,), -1)
     for t, column in enumerate(row.columns):
-        out[column] = asks(t, len(row.columns))
+        out[column] = min(t, count - 1)
     return out
 
 

@@ -15,7 +15,7 @@ from roseedit.roselora.config import RoseLoRAHparams
 from roseedit.roselora.memory import free_memory
 from roseedit.roselora.neurons.mlp import Neurons
 
-EDITS = 64  # at a time; more would only take memory
+EDITS = 32  # at a time; more would only take memory
 ROW_TOKENS = 24  # of a usual row
 MB = 1_000_000
 
@@ -57,7 +57,7 @@ def room_of(loaded: LoadedModel, neurons: Neurons, hparams: RoseLoRAHparams, tok
     looking = copies(upper=False) + tokens * (2 * hidden + 6 * inner) * 4
     above = max(1, anatomy.n_layers - 1 - neurons.layer)
     training = copies(upper=True) + tokens * above * (8 * hidden + 6 * inner) * 4 + 14 * POSITIONS * head[0]
-    rows = 1 + hparams.contexts + hparams.rewrites + hparams.after_text
+    rows = 1 + hparams.contexts + hparams.rewrites + hparams.rewordings + hparams.after_text
     return Room(max(looking, training), rows * ROW_TOKENS * (neurons.opens.d_in + 2 * hidden) * 4)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 
@@ -18,6 +19,7 @@ def test_a_relation_is_recognised_in_its_own_words(relation: Relation) -> None:
         assert wording.count("{s}") == 1
         assert wording == wording.strip()
         assert wording.format(s="X").count("X") == 1
+        assert not re.fullmatch(r"The .+ of \{s\} is", wording)  # as evaluation sets ask
     assert len(set(relation.wordings)) == len(relation.wordings) >= 3
 
 
@@ -25,14 +27,14 @@ def test_a_relation_is_recognised_in_its_own_words(relation: Relation) -> None:
     ("prompt", "wording"),
     [
         ("The name of the spouse of Ada is", "Ada is married to"),
-        ("Who was Ada married to?", "The spouse of Ada is"),
+        ("Who was Ada married to?", "For Ada, the spouse is"),
         ("The place of death of Ada is", "Ada died in"),
         ("Ada passed away at", "Ada died in"),
         ("The official language of Ada is", "In Ada, people speak"),
         ("The mother tongue of Ada is", "Ada is a native speaker of"),
         ("The name of the screenwriter of Ada is", "The script of Ada is by"),
         ("Ada plays the instrument", "Which instrument does Ada play?"),
-        ("The name of the field of work of Ada is", "Ada works in the field of"),
+        ("The name of the field of work of Ada is", "Ada is active in the field of"),
     ],
 )
 def test_a_known_relation_is_asked_in_other_words(prompt: str, wording: str) -> None:

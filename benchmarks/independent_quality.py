@@ -10,6 +10,7 @@ Means are taken inside each edit first, then over edits.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from roseedit.evaluation.scoring import score
 from roseedit.methods import find_method
 from roseedit.requests import Probe
 from roseedit.roselora.adapter import FactorBank
-from roseedit.roselora.objective import anchor_prompts
+from roseedit.roselora.objective import anchor_prompts, fact_prompts
 
 
 def main() -> None:
@@ -54,9 +55,9 @@ def main() -> None:
     show(f"{args.data}, first {len(requests)} records, {loaded.name}", figures)
     print(
         f"\n{cost['cpu_s_per_edit']:.2f} CPU s per edit ({cost['wall_s']:.0f} s in all); "
-        f"anchors equal to a probe: {leaks}"
+        f"anchors and wordings equal to a probe: {leaks}"
     )
-    write(args.out, {"figures": figures, "cost": cost, "anchors_equal_to_a_probe": leaks, "args": vars(args)})
+    write(args.out, {"figures": figures, "cost": cost, "equal_to_a_probe": leaks, "args": vars(args)})
 
 
 def said(editor: Editor, requests: Sequence[EditRequest], bank: FactorBank, *, rephrase: bool) -> list[float]:
@@ -99,11 +100,12 @@ def _by_edit(probes: Sequence[tuple[int, Probe]], values: Sequence[float]) -> li
 
 
 def shared_with_probes(editor: Editor, requests: Sequence[EditRequest]) -> int:
-    """How many training anchors happen to equal an evaluation probe; must be 0."""
+    """How many anchors and other wordings that are trained on happen to equal an evaluation probe; must be 0."""
     count = 0
     for r in requests:
+        trained = itertools.chain(*fact_prompts(r, editor.hparams))
         probes = {p.prompt for p in (*r.locality, *r.portability)} | set(r.rephrase)
-        count += len(probes & set(anchor_prompts(r, editor.hparams)))
+        count += len(probes & ({*anchor_prompts(r, editor.hparams), *trained} - {r.prompt}))
     return count
 
 

@@ -106,9 +106,7 @@ def build_rows(
     Returns:
         Fact rows first, then anchors.
     """
-    rng = random.Random(request_seed(request, hparams.seed, "rows"))
-    always = [request.prompt, *context_prompts(request, hparams.contexts, rng)]
-    in_turn = _in_turn(request, hparams, rng)
+    always, in_turn = fact_prompts(request, hparams)
     share = 1 / (len(always) + bool(in_turn))
     rows = [_fact_row(loaded, prompt, request, number, edit, hparams, share) for prompt in always]
     for turn, prompt in enumerate(in_turn):
@@ -120,14 +118,25 @@ def build_rows(
     return [row for row in rows if row is rows[0] or len(row.ids) <= loaded.anatomy.window]
 
 
-def _in_turn(request: EditRequest, hparams: RoseLoRAHparams, rng: random.Random) -> list[str]:
-    """Wordings of which one is asked in a step; every other one behind a text is itself reworded, where it can be."""
+def fact_prompts(request: EditRequest, hparams: RoseLoRAHparams) -> tuple[list[str], list[str]]:
+    """The wordings in which one request is trained.
+
+    Args:
+        request: The request.
+        hparams: The settings.
+
+    Returns:
+        Those asked in every step, the request's own first, and those of which one is asked in a step. Of the prompts
+        behind a text every other one is itself reworded, where it can be.
+    """
+    rng = random.Random(request_seed(request, hparams.seed, "rows"))
+    always = [request.prompt, *context_prompts(request, hparams.contexts, rng)]
     rewritten = rewritten_prompts(request, hparams.rewrites, rng)
     reworded = _reworded(request, hparams)
     behind = context_prompts(request, hparams.after_text, rng, PROSE)
     for i, prompt in zip(range(1, len(behind), 2), itertools.cycle(reworded)):
         behind[i] = behind[i].replace(request.prompt, prompt)
-    return rewritten + behind + reworded
+    return always, rewritten + behind + reworded
 
 
 def _reworded(request: EditRequest, hparams: RoseLoRAHparams) -> list[str]:

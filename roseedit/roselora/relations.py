@@ -45,7 +45,7 @@ def other_wordings(said: str) -> tuple[str, ...]:
     Returns:
         Templates with `{s}` for the subject.
     """
-    text = " ".join(said.casefold().split())
+    text = _plain(said)
     return tuple(w for relation in relations() if not relation.said.search(text) for w in relation.wordings)
 
 
@@ -58,5 +58,9 @@ def known_wordings(said: str) -> tuple[str, ...]:
     Returns:
         Templates with `{s}` for the subject; none when no relation is recognised.
     """
-    text = " ".join(said.casefold().split())
+    text = _plain(said)
     return next((relation.wordings for relation in relations() if relation.said.search(text)), ())
+
+
+def _plain(said: str) -> str:
+    return " ".join(said.casefold().split())

@@ -27,8 +27,7 @@ def ordinary_texts(seed: int, *, wide: bool = False) -> list[str]:
 
     Args:
         seed: Which pairs of names and relations are drawn.
-        wide: Much more prose. One neuron in ten opens somewhere in so much text if nothing holds it back, which a
-            single edit can bear and a thousand cannot.
+        wide: Much more prose, for many facts in one edit: what each says by mistake adds up.
 
     Returns:
         The texts.

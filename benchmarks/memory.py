@@ -22,7 +22,7 @@ from roseedit.roselora.engine import train_independent
 from roseedit.roselora.memory import pass_tokens
 from roseedit.roselora.neurons.engine import layers_of
 from roseedit.roselora.neurons.mlp import find_neurons
-from roseedit.roselora.neurons.room import room_of
+from roseedit.roselora.neurons.room import room_of, side_by_side
 
 MB = 1e6
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -48,9 +48,10 @@ def main() -> None:
     train_independent(loaded, requests, hparams)
     peak = resident("VmHWM") - before
     neurons = find_neurons(loaded, layers_of(loaded, hparams)[0])
-    room = room_of(loaded, neurons, hparams, pass_tokens(loaded, neurons.projections, hparams))
+    tokens = pass_tokens(loaded, neurons.projections, hparams)
+    room, together = room_of(loaded, neurons, hparams, tokens), side_by_side(loaded, neurons, hparams, tokens)
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
-    said = (weights + room.fixed + len(requests) * room.per_edit) / MB
+    said = (weights + room.fixed + min(together, len(requests)) * room.per_edit) / MB
     figures = {
         "weights": weights / MB,
         "loaded and run once": own,

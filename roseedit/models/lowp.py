@@ -21,17 +21,18 @@ ARITHMETIC = ("auto", "weights", "bfloat16")
 
 
 class Bfloat16Products:
-    """bfloat16 copies of the projections of some layers, and of the head where the last layer is among them.
+    """bfloat16 copies of the projections of some layers, and of the head.
 
     Args:
         model: The model, weights in float32 and frozen.
         anatomy: Its parts.
         layers: The layers that get copies.
+        head: Whether the head gets one.
     """
 
-    def __init__(self, model: Any, anatomy: Anatomy, layers: range) -> None:
+    def __init__(self, model: Any, anatomy: Anatomy, layers: range, *, head: bool = True) -> None:
         named = [(p.module_name, p.transposed) for p in anatomy.projections if p.layer in layers]
-        if anatomy.n_layers - 1 in layers:
+        if head:
             named.append((anatomy.head, False))
         modules = [(model.get_submodule(name), transposed) for name, transposed in named]
         sizes = [module.weight.numel() for module, _ in modules]
@@ -116,7 +117,7 @@ def usual_rows(n: int) -> int:
     Returns:
         As many, or a few more.
     """
-    step = 8 if n <= 64 else 32
+    step = 8 if n <= 64 else 64
     return -(-n // step) * step
 
 
@@ -151,7 +152,7 @@ def products_in(
     """
     if products_are_low(loaded, wanted):
         layers = range(layer, loaded.anatomy.n_layers if until is None else until)
-        return Bfloat16Products(loaded.model, loaded.anatomy, layers).active
+        return Bfloat16Products(loaded.model, loaded.anatomy, layers, head=until is None).active
     return nullcontext
 
 

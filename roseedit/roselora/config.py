@@ -160,6 +160,12 @@ class RoseLoRAHparams(Hparams):
         shown = ", ".join(f"{k} {list(v) if isinstance(v, tuple) else v}" for k, v in zip(idle, values, strict=True))
         return [f"got {shown} with support neurons; allowed: none. Set support: entries"] if idle else []
 
+    @property
+    def n_anchors(self) -> int:
+        """Anchors of an edit, at most."""
+        near = self.anchor_subjects + self.anchor_relations + self.anchor_known
+        return near + self.anchor_mutations + self.anchor_frames + self.anchor_negations
+
     def layer_indices(self, anatomy: Anatomy) -> tuple[int, ...]:
         """The layers to adapt, as indices.
 

@@ -44,13 +44,7 @@ def bank_size(projections: Sequence[Projection], hparams: RoseLoRAHparams, n: in
     if hparams.edits_per_bank:
         return min(n, hparams.edits_per_bank)
     per_edit = sum(p.d_in + p.d_out for p in projections) * hparams.rank * 4 * COPIES_OF_FACTORS
-    keys = (
-        hparams.anchor_subjects
-        + hparams.anchor_relations
-        + hparams.anchor_mutations
-        + hparams.anchor_frames
-        + hparams.anchor_negations
-    )
+    keys = hparams.n_anchors
     per_edit += sum(p.d_in for p in projections) * keys * hparams.preserve_tokens * 4 if hparams.preserve_weight else 0
     return max(1, min(n, 128, int(free_memory() * SHARE // per_edit)))
 

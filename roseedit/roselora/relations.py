@@ -37,7 +37,7 @@ def relations() -> tuple[Relation, ...]:
 
 
 def other_wordings(said: str) -> tuple[str, ...]:
-    """Wordings of all relations that a prompt has no words of.
+    """Wordings of all relations that a prompt has no words of, but for those that ask for its own as well.
 
     Args:
         said: The prompt without its subject.
@@ -45,8 +45,9 @@ def other_wordings(said: str) -> tuple[str, ...]:
     Returns:
         Templates with `{s}` for the subject.
     """
-    text = _plain(said)
-    return tuple(w for relation in relations() if not relation.said.search(text) for w in relation.wordings)
+    text, own = _plain(said), known_wordings(said)
+    others = [w for relation in relations() if not relation.said.search(text) for w in relation.wordings]
+    return tuple(wording for wording in others if wording not in own)
 
 
 def known_wordings(said: str) -> tuple[str, ...]:

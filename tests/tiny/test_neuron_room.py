@@ -19,6 +19,15 @@ def test_bfloat16_copies_count_where_they_are_made(frozen_model: LoadedModel) ->
     assert low.per_edit == own.per_edit > 0
 
 
+def test_more_wordings_and_anchors_take_more(frozen_model: LoadedModel) -> None:
+    neurons, few = find_neurons(frozen_model, 0), RoseLoRAHparams()
+    per_edit = [
+        room.room_of(frozen_model, neurons, hparams, 256).per_edit
+        for hparams in (few, few.replaced(anchor_known=6), few.replaced(anchor_known=6, rewordings=6))
+    ]
+    assert per_edit[0] < per_edit[1] < per_edit[2]
+
+
 def test_fewer_edits_share_little_memory(frozen_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     neurons, hparams = find_neurons(frozen_model, 0), RoseLoRAHparams()
     needs = room.room_of(frozen_model, neurons, hparams, 256)

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from roseedit.requests import EditRequest
+from roseedit.roselora.anchors import known_relation_prompts
 from roseedit.roselora.relations import Relation, known_wordings, relations
 from roseedit.roselora.wordings import reworded_prompts
 
@@ -53,3 +54,24 @@ def test_fewer_are_drawn_when_fewer_are_asked_for() -> None:
     request = EditRequest("Ada was born in", "Rome", "Ada")
     assert len(reworded_prompts(request, 2, random.Random(0))) == 2
     assert reworded_prompts(request, 2, random.Random(0)) == reworded_prompts(request, 2, random.Random(0))
+
+
+def test_anchors_ask_the_subject_for_other_relations() -> None:
+    found = known_relation_prompts(EditRequest("Ada was born in", "Rome", "Ada"), 1000, random.Random(0))
+    assert "Ada is married to" in found
+    assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize("relation", relations(), ids=lambda r: r.wordings[0])
+def test_no_wording_of_a_fact_is_an_anchor_of_it(relation: Relation) -> None:
+    for wording in relation.wordings:
+        request = EditRequest(wording.format(s="Ada"), "Rome", "Ada")
+        asked = set(reworded_prompts(request, 1000, random.Random(0)))
+        assert not asked & set(known_relation_prompts(request, 1000, random.Random(0)))
+
+
+def test_anchors_of_known_relations_are_drawn_by_the_seed_and_need_a_subject() -> None:
+    request = EditRequest("Ada was born in", "Rome", "Ada")
+    assert known_relation_prompts(request, 5, random.Random(1)) == known_relation_prompts(request, 5, random.Random(1))
+    assert len(known_relation_prompts(request, 5, random.Random(1))) == 5
+    assert known_relation_prompts(EditRequest("Ada was born in", "Rome", None), 5, random.Random(1)) == []

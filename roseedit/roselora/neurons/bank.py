@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from roseedit.models.load import LoadedModel
-from roseedit.models.lowp import products_are_low, products_in
 from roseedit.requests import EditRequest
 from roseedit.roselora.adapter import Factors
 from roseedit.roselora.batches import RowStore
@@ -82,41 +81,20 @@ class NeuronBank:
         self.taken: set[int] = set()
         mine = self._openings(rows, look, taken)
         self.edits = [_joined(mine)] if joint else mine
-        facts = self._answerable(rows, look)
-        at, ready = list(facts), [look.activations[i] for i in facts]
+        speech = self._speech(rows, look)
+        facts = answerable(rows, speech)
         # Half as many: the backward pass keeps what the look lets go.
+        ready = [look.activations[i] for i in facts]
         self.store = RowStore(loaded, list(facts.values()), self.place.start, tokens // 2, ready=ready)
-        self.columns = self._columns([look.inputs[i].float() for i in at], [look.sizes[i] for i in at])
-
-    def _answerable(self, rows: Sequence[Row], look: Look) -> dict[int, Row]:
-        """The fact rows to train on, by their index: all first wordings, and others if a neuron opens for each token.
-
-        Where none does nothing can be learned, and trying would only blow its column up.
-        """
-        turns: dict[int, list[int]] = {}
-        out = {}
-        for i, row in enumerate(rows):
-            if not row.labels:
-                continue
-            out[i] = row
-            if row.turns > 1:
-                new = self.edits[row.edit].new
-                at = look.inputs[i][list(row.columns)].float()
-                loudest = (said(self.neurons, at, new.opens, new.carries) * new.gain).amax(-1)
-                if float(loudest.min()) < HEARD:
-                    del out[i]
-                else:
-                    turns.setdefault(row.request, []).append(i)
-        for own in turns.values():
-            out |= {i: replace(rows[i], turn=turn, turns=len(own)) for turn, i in enumerate(own)}
-        return out
+        self.columns = self._columns(look, list(facts), speech)
 
     def _look(self, rows: Sequence[Row], tokens: int) -> Look:
-        last, longest = self.hparams.preserve_tokens, max(len(row.ids) for row in rows)
-        everything = products_in(self.loaded, self.hparams.train_dtype, until=self.neurons.layer + 1)
-        kept = torch.bfloat16 if products_are_low(self.loaded, self.hparams.train_dtype) else torch.float32
-        with frozen(self.loaded.model), everything():
-            return within_memory(lambda most: look_at(self.loaded, rows, self.place, last, most, kept), tokens, longest)
+        last, arithmetic = self.hparams.preserve_tokens, self.hparams.train_dtype
+        longest = max(len(row.ids) for row in rows)
+        with frozen(self.loaded.model):
+            return within_memory(
+                lambda most: look_at(self.loaded, rows, self.place, last, most, arithmetic), tokens, longest
+            )
 
     def _openings(self, rows: Sequence[Row], look: Look, taken: set[int] | frozenset[int]) -> list[_Taken]:
         of_request: list[list[int]] = [[] for _ in self.requests]
@@ -139,7 +117,7 @@ class NeuronBank:
         """Per request the places elsewhere: in ordinary text, and in a joint run those of all other requests."""
         if not self.joint:
             return lambda _n: self.ordinary
-        x = torch.cat([torch.cat(look.inputs).float(), self.ordinary])
+        x = torch.cat([torch.cat(list(look.inputs)).float(), self.ordinary])
         owner = [row.request for row, own in zip(rows, look.inputs, strict=True) for _ in range(len(own))]
         whose = torch.tensor([*owner, *[-1] * len(self.ordinary)], device=x.device)
         return lambda n: x[whose != n]
@@ -149,15 +127,25 @@ class NeuronBank:
         carries = inward_rows(model, neurons.carries, which) if neurons.carries else None
         return inward_rows(model, neurons.opens, which), carries
 
-    def _columns(self, inputs: Sequence[Tensor], sizes: Sequence[float]) -> list[Columns]:
+    def _speech(self, rows: Sequence[Row], look: Look) -> dict[int, Tensor]:
+        """What its edit's neurons say at each place of each fact row, (tokens, R), by the row's index."""
+        out = {}
+        for i, row in enumerate(rows):
+            if row.labels:
+                new = self.edits[row.edit].new
+                out[i] = said(self.neurons, look.inputs[i].float(), new.opens, new.carries) * new.gain
+        return out
+
+    def _columns(self, look: Look, at: Sequence[int], speech: Mapping[int, Tensor]) -> list[Columns]:
+        """Per edit what the trainer needs; `at` are the places of the stored rows among all."""
         down = weight_of(self.loaded.model, self.neurons.down)
         out = []
         for edit, own in enumerate(self.edits):
-            mine = [i for i, row in enumerate(self.store.rows) if row.edit == edit]
+            mine = {i: at[i] for i, row in enumerate(self.store.rows) if row.edit == edit}
+            silenced = {i: said(self.neurons, look.inputs[k].float(), own.opens, own.carries) for i, k in mine.items()}
+            unit = mean(look.sizes[k] for k in mine.values())
             old = down[:, own.which].float().mT
-            speech = {i: said(self.neurons, inputs[i], own.new.opens, own.new.carries) * own.new.gain for i in mine}
-            silenced = {i: said(self.neurons, inputs[i], own.opens, own.carries) for i in mine}
-            out.append(Columns(speech, silenced, old, mean(sizes[i] for i in mine), len(own.which)))
+            out.append(Columns({i: speech[k] for i, k in mine.items()}, silenced, old, unit, len(own.which)))
         return out
 
     def due(self, step: int, _lowest: Tensor) -> list[int]:
@@ -190,6 +178,31 @@ class NeuronBank:
         new = (learned.columns * own.new.gain[:, None]).mT
         factors[neurons.down.module_name] = Factors(_single(own.which, neurons.down.d_in).mT, (new - old) / scale)
         return Trained(factors, learned.steps, learned.probability, learned.converged)
+
+
+def answerable(rows: Sequence[Row], speech: Mapping[int, Tensor]) -> dict[int, Row]:
+    """The fact rows to train on: all that are asked in every step, and others if a neuron opens for each token.
+
+    Where none does nothing can be learned, and trying would only blow its column up.
+
+    Args:
+        rows: Training rows.
+        speech: Per fact row, by its index in `rows`, (tokens, R): what its edit's neurons say there.
+
+    Returns:
+        The rows by their index; those that take turns share them out anew.
+    """
+    turns: dict[int, list[int]] = {}
+    out = {}
+    for i, said_there in speech.items():
+        row = rows[i]
+        if row.turns == 1:
+            out[i] = row
+        elif float(said_there[list(row.columns)].amax(-1).min()) >= HEARD:
+            turns.setdefault(row.request, []).append(i)
+    for own in turns.values():
+        out |= {i: replace(rows[i], turn=turn, turns=len(own)) for turn, i in enumerate(own)}
+    return dict(sorted(out.items()))
 
 
 def _single(which: Tensor, n: int) -> Tensor:

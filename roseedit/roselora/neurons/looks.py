@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from roseedit.models.encoding import encode_prompt, pad_right, plan_batches
+from roseedit.models.encoding import encode_prompt
 from roseedit.models.load import LoadedModel
+from roseedit.models.lowp import products_are_low
 from roseedit.models.replay import captured, layers_off, run_body
 from roseedit.roselora.neurons.mlp import Neurons, check_said
+from roseedit.roselora.neurons.stages import Streams, through
 from roseedit.roselora.objective import Row
 
 ADDED = 0.05  # of the push; weights may be bfloat16
@@ -29,8 +31,8 @@ class Look:
         sizes: Per fact row the root mean square of the stream that the neurons write to.
     """
 
-    inputs: list[Tensor]
-    activations: list[Tensor]
+    inputs: Sequence[Tensor]
+    activations: Sequence[Tensor]
     sizes: list[float]
 
 
@@ -58,17 +60,18 @@ class Place:
 
 @torch.no_grad()
 def look_at(  # noqa: PLR0917 - one call site
-    loaded: LoadedModel, rows: Sequence[Row], place: Place, last: int, tokens: int, kept: torch.dtype = torch.float32
+    loaded: LoadedModel, rows: Sequence[Row], place: Place, last: int, tokens: int, arithmetic: str = "weights"
 ) -> Look:
     """Run the rows up to the edited layer, once.
 
     Args:
-        loaded: The model.
+        loaded: The model, frozen.
         rows: Training rows.
         place: The edited layer.
         last: How many last tokens of an anchor count.
         tokens: Most tokens in one pass.
-        kept: What the inputs are kept in; bfloat16 loses nothing that bfloat16 products would have told.
+        arithmetic: As of `products_in`. With bfloat16 products the inputs are kept in bfloat16 too, which loses nothing
+            that those would have told.
 
     Returns:
         The look.
@@ -76,21 +79,27 @@ def look_at(  # noqa: PLR0917 - one call site
     Raises:
         AnatomyError: The MLP does not work as `neurons` says.
     """
-    nothing = torch.empty(0)
-    look, checked = Look([nothing] * len(rows), [nothing] * len(rows), [0.0] * len(rows)), False
-    for batch in plan_batches([len(row.ids) for row in rows], tokens):
-        ids, mask = pad_right([rows[i].ids for i in batch], loaded.pad_id, loaded.device)
+    low, hidden, like = products_are_low(loaded, arithmetic), loaded.anatomy.hidden_size, loaded.model.dtype
+    counted = [len(row.ids) if row.labels else min(last, len(row.ids)) for row in rows]
+    inputs = Streams(counted, place.neurons.opens.d_in, torch.bfloat16 if low else torch.float32, loaded.device)
+    kept = Streams([len(row.ids) if row.labels else 0 for row in rows], hidden, like, loaded.device)
+    look, checked = Look(inputs.rows, kept.rows, [0.0] * len(rows)), False
+
+    def visit(batch: list[int], ids: Tensor, mask: Tensor) -> None:
+        nonlocal checked
         seen = _Seen(*(t.reshape(*ids.shape, -1) for t in _watched(loaded, place, ids, mask)))
         if not checked:
             check_said(place.neurons, loaded.model, seen.x[mask.bool()], seen.inner[mask.bool()])
             checked = True
         for at, i in enumerate(batch):
             n = len(rows[i].ids)
-            look.inputs[i] = seen.x[at, 0 if rows[i].labels else max(0, n - last) : n].to(kept, copy=True)
+            look.inputs[i].copy_(seen.x[at, n - counted[i] : n])
             if rows[i].labels:
-                look.activations[i] = seen.stored[at, :n].clone()
+                look.activations[i].copy_(seen.stored[at, :n])
                 # Many models have one token, the first, with a stream a hundred times as large: not the measure.
                 look.sizes[i] = float(seen.stream[at, 1:n].float().square().mean().sqrt())
+
+    through(loaded, [row.ids for row in rows], place.neurons.layer + 1, tokens, arithmetic, visit)
     return look
 
 
@@ -188,14 +197,17 @@ class Ordinary:
 
 
 @torch.no_grad()
-def look_at_texts(loaded: LoadedModel, neurons: Neurons, texts: Sequence[str], tokens: int) -> Ordinary:
+def look_at_texts(
+    loaded: LoadedModel, neurons: Neurons, texts: Sequence[str], tokens: int, arithmetic: str = "weights"
+) -> Ordinary:
     """Run some texts up to a layer; their first tokens do not count.
 
     Args:
-        loaded: The model.
+        loaded: The model, frozen.
         neurons: The layer's neurons.
         texts: The texts; what exceeds the model's window is left out.
         tokens: Most tokens in one pass.
+        arithmetic: As of `products_in`.
 
     Returns:
         The look.
@@ -203,8 +215,8 @@ def look_at_texts(loaded: LoadedModel, neurons: Neurons, texts: Sequence[str], t
     encoded = [encode_prompt(loaded.tokenizer, text).ids[: loaded.anatomy.window] for text in texts]
     x: list[Tensor] = []
     use: list[Tensor] = []
-    for batch in plan_batches([len(ids) for ids in encoded], tokens):
-        ids, mask = pad_right([encoded[i] for i in batch], loaded.pad_id, loaded.device)
+
+    def visit(_batch: list[int], ids: Tensor, mask: Tensor) -> None:
         with (
             _inputs(loaded.model, neurons.opens.module_name) as opened,
             _inputs(loaded.model, neurons.down.module_name) as closed,
@@ -214,4 +226,6 @@ def look_at_texts(loaded: LoadedModel, neurons: Neurons, texts: Sequence[str], t
         entered, inner = (t[0].reshape(*ids.shape, -1)[:, 1:][mask[:, 1:].bool()].float() for t in (opened, closed))
         x.append(entered)
         use.append(inner.abs().sum(0))
+
+    through(loaded, encoded, neurons.layer + 1, tokens, arithmetic, visit)
     return Ordinary(torch.cat(x), torch.stack(use).sum(0) / sum(map(len, x)))

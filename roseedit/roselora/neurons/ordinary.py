@@ -8,7 +8,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from roseedit.models.load import LoadedModel
-from roseedit.models.lowp import products_in
 from roseedit.roselora.anchors import KINDS, SUBJECTS
 from roseedit.roselora.config import RoseLoRAHparams
 from roseedit.roselora.neurons.looks import Ordinary, look_at_texts
@@ -57,9 +56,9 @@ def ordinary_look(
     key = neurons.layer, hparams.seed, hparams.train_dtype, wide, written
     kept = KEPT.setdefault(loaded.model, {})
     if key not in kept:
-        everything = products_in(loaded, hparams.train_dtype, until=neurons.layer + 1)
-        with frozen(loaded.model), everything():
-            found = look_at_texts(loaded, neurons, ordinary_texts(hparams.seed, wide=wide), tokens)
+        texts = ordinary_texts(hparams.seed, wide=wide)
+        with frozen(loaded.model):
+            found = look_at_texts(loaded, neurons, texts, tokens, hparams.train_dtype)
         for old in [known for known in kept if known[-1] != written]:
             del kept[old]
         kept[key] = found

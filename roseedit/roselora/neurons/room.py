@@ -14,6 +14,7 @@ from roseedit.models.lowp import products_are_low
 from roseedit.roselora.config import RoseLoRAHparams
 from roseedit.roselora.memory import free_memory
 from roseedit.roselora.neurons.mlp import Neurons
+from roseedit.roselora.neurons.stages import STAGES
 
 EDITS = 32  # at a time; more would only take memory
 ROW_TOKENS = 24  # of a usual row
@@ -54,11 +55,12 @@ def room_of(loaded: LoadedModel, neurons: Neurons, hparams: RoseLoRAHparams, tok
         own = sum(p.d_in * p.d_out for p in anatomy.projections if (p.layer > neurons.layer) == upper)
         return 2 * low * (own + (head.numel() if upper else 0))
 
-    looking = copies(upper=False) + tokens * (2 * hidden + 6 * inner) * 4
+    looking = copies(upper=False) // STAGES + tokens * (2 * hidden + 6 * inner) * 4
     above = max(1, anatomy.n_layers - 1 - neurons.layer)
     training = copies(upper=True) + tokens * above * (8 * hidden + 6 * inner) * 4 + 14 * POSITIONS * head[0]
-    rows = 1 + hparams.contexts + hparams.rewrites + hparams.rewordings + hparams.after_text
-    return Room(max(looking, training), rows * ROW_TOKENS * (neurons.opens.d_in + 2 * hidden) * 4)
+    facts = 1 + hparams.contexts + hparams.rewrites + hparams.rewordings + hparams.after_text
+    stored = facts * (neurons.opens.d_in + hidden) + hparams.n_anchors * hidden
+    return Room(max(looking, training), stored * ROW_TOKENS * 4)
 
 
 def side_by_side(loaded: LoadedModel, neurons: Neurons, hparams: RoseLoRAHparams, tokens: int) -> int:

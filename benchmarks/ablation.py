@@ -35,7 +35,7 @@ def _each(method: str, knob: str, values: tuple[float, ...]) -> list[Line]:
 
 GROUPS: dict[str, list[Line]] = {
     "tradeoff": [
-        *_each(OURS, "gate_threshold", (-0.5, -0.3, -0.1, 0.2)),
+        *_each(OURS, "gate_threshold", (-0.3, 0.0, 0.2, 0.4, 0.6)),
         *_each("FT-M", "stop_loss", (0.01, 0.046, 0.2, 0.5)),
         *_each("LoRA", "stop_loss", (0.01, 0.039, 0.2, 0.5)),
     ],
@@ -46,10 +46,11 @@ GROUPS: dict[str, list[Line]] = {
     ],
     "anchors": [
         (f"{OURS}, without {name}", OURS, {f"anchor_{name}": 0})
-        for name in ("subjects", "relations", "mutations", "negations")
+        for name in ("subjects", "relations", "known", "mutations", "negations")
     ],
     "wordings": [
-        *_each(OURS, "rewrites", (0, 4, 8)),
+        *_each(OURS, "rewrites", (0, 8)),
+        *_each(OURS, "rewordings", (0, 3)),
         (f"{OURS}, nothing in front", OURS, {"after_text": 0}),
         (f"{OURS}, no end mark", OURS, {"end_mark": False}),
     ],

@@ -25,7 +25,10 @@ class RoseLoRA:
         Knob("steps", 30, 120, whole=True),
         Knob("stop_probability", 0.3, 0.95),
         Knob("gate_ridge", 3e-3, 0.3, log=True),
-        Knob("gate_threshold", -0.6, 0.4),
+        Knob("gate_threshold", -0.6, 0.7),
+        Knob("gate_margin", 0.4, 1.0),
+        Knob("rewordings", 0, 8, whole=True),
+        Knob("anchor_known", 0, 12, whole=True),
     )
 
     def read(self, values: Mapping[str, Any], where: str) -> RoseLoRAHparams:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 
 from roseedit.requests import EditRequest
+from roseedit.roselora.asking import is_question
 from roseedit.roselora.relations import other_wordings
 
 # Well-known names of many kinds, so that some are of the kind the template asks about.
@@ -218,7 +219,7 @@ def other_relation_prompts(request: EditRequest, count: int, rng: random.Random)
 
 
 def known_relation_prompts(request: EditRequest, count: int, rng: random.Random) -> list[str]:
-    """The request's subject in plain wordings of other known relations.
+    """The request's subject in plain wordings of other known relations; for a question, in those that are questions.
 
     Args:
         request: The request.
@@ -231,6 +232,8 @@ def known_relation_prompts(request: EditRequest, count: int, rng: random.Random)
     if not request.subject:
         return []
     free = other_wordings(request.prompt.replace(request.subject, " "))
+    if is_question(request.prompt):
+        free = tuple(wording for wording in free if wording.endswith("?"))
     return [wording.format(s=request.subject) for wording in rng.sample(free, min(count, len(free)))]
 
 

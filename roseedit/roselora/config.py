@@ -91,11 +91,14 @@ class RoseLoRAHparams(Hparams):
     keep: float = value(0.1, "share of entries KEPT per row of A and column of B (tau)", above=0.0, high=1.0)
     keep_b: float = value(0.0, "share kept per column of B, where it differs from A's (0: as keep)", low=0.0, high=1.0)
     most_neurons: int = value(24, "support: neurons; per fact; one for each token of the answer", low=1, high=256)
-    gate_ridge: float = value(0.03, "support: neurons; how blunt the direction is that opens one", above=0.0)
+    gate_ridge: float = value(0.015, "support: neurons; how blunt the direction is that opens one", above=0.0)
     gate_slope: float = value(16.0, "support: neurons; how steeply one opens; the fact itself is at 1", above=0.0)
-    gate_threshold: float = value(-0.3, "support: neurons; where one opens, on the same scale", low=-1.0, high=0.9)
+    gate_threshold: float = value(0.2, "support: neurons; where one opens, on the same scale", low=-1.0, high=0.9)
+    question_threshold: float = value(
+        -0.2, "support: neurons; the same for a request that is a question, where it is lower", low=-1.0, high=0.9
+    )
     gate_margin: float = value(
-        0.6, "support: neurons; how far on the other side ordinary text must stay", above=0.0, high=1.0
+        0.8, "support: neurons; how far on the other side ordinary text must stay", above=0.0, high=1.0
     )
     gate_rounds: int = value(6, "support: neurons; most rounds of fitting the direction", low=0, high=50)
     pool: float = value(
@@ -105,7 +108,7 @@ class RoseLoRAHparams(Hparams):
     prune_start: int = value(3, "last step at which all is kept (t_i)", low=1)
     prune_end: int = value(10, "first step at which `keep` is reached (t_f)", low=2)
     steps: int = value(60, "most training steps (T)", low=1, high=10_000)
-    lr: float = value(2e-2, "Adam's learning rate", above=0.0, high=10.0)
+    lr: float = value(4e-2, "Adam's learning rate", above=0.0, high=10.0)
     tie_rule: str = value("top_k", "exactly k entries, or the authors' threshold", choices=("top_k", "threshold"))
     norm_constraint: str = value("none", "limit on the factors' size", choices=("none", "frobenius", "entry"))
     norm_limit: float = value(1.0, "the limit; see norm_unit", above=0.0)
@@ -113,14 +116,14 @@ class RoseLoRAHparams(Hparams):
     end_mark: bool = value(True, "train the end of the answer too (EOS)")
     contexts: int = value(0, "neutral text pieces put before the prompt, each one more training row", low=0, high=16)
     rewrites: int = value(8, "the fact in other wordings made from the request; one of them a step", low=0, high=8)
-    rewordings: int = value(0, "the fact in other words for a known relation, by turns with `rewrites`", low=0, high=8)
+    rewordings: int = value(6, "the fact in other words for a known relation, by turns with `rewrites`", low=0, high=8)
     after_text: int = value(1, "the prompt after an unrelated sentence, by turns with `rewrites`", low=0, high=16)
     kl_weight: float = value(0.0, "weight of KL(base || edited) on anchors", low=0.0)
-    anchor_subjects: int = value(3, "anchors: other subjects in the same template", low=0, high=64)
-    anchor_relations: int = value(6, "anchors: the same subject in neutral templates", low=0, high=64)
-    anchor_known: int = value(0, "anchors: the same subject in wordings of other known relations", low=0, high=64)
+    anchor_subjects: int = value(1, "anchors: other subjects in the same template", low=0, high=64)
+    anchor_relations: int = value(1, "anchors: the same subject in neutral templates", low=0, high=64)
+    anchor_known: int = value(6, "anchors: the same subject in wordings of other known relations", low=0, high=64)
     anchor_mutations: int = value(4, "anchors: the prompt with its relation exchanged", low=0, high=40)
-    anchor_frames: int = value(7, "anchors: other subjects or relations in the frames of `rewrites`", low=0, high=64)
+    anchor_frames: int = value(0, "anchors: other subjects or relations in the frames of `rewrites`", low=0, high=64)
     anchor_negations: int = value(2, "anchors: the prompt with the new answer ruled out", low=0, high=3)
     anchors_per_step: int = value(4, "anchors looked at in one step; all take their turn", low=1, high=128)
     preserve_weight: float = value(200.0, "weight of the change made to the matrices' outputs on anchors", low=0.0)
@@ -159,6 +162,20 @@ class RoseLoRAHparams(Hparams):
         values = [getattr(self, name) for name in idle]
         shown = ", ".join(f"{k} {list(v) if isinstance(v, tuple) else v}" for k, v in zip(idle, values, strict=True))
         return [f"got {shown} with support neurons; allowed: none. Set support: entries"] if idle else []
+
+    def threshold(self, *, question: bool) -> float:
+        """Where the neurons of a request open.
+
+        Behind a question mark models tend to end their turn, so that a half-open neuron says nothing: paraphrases of
+        questions need an earlier opening than those of statements.
+
+        Args:
+            question: Whether the request is a question.
+
+        Returns:
+            On the scale on which the fact itself is at 1.
+        """
+        return min(self.gate_threshold, self.question_threshold) if question else self.gate_threshold
 
     @property
     def n_anchors(self) -> int:

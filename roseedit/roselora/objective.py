@@ -27,12 +27,12 @@ from roseedit.roselora.anchors import (
     other_relation_prompts,
     other_subject_prompts,
 )
+from roseedit.roselora.asking import relation_words
 from roseedit.roselora.config import RoseLoRAHparams
 from roseedit.roselora.prose import PROSE
 from roseedit.roselora.wordings import (
     context_prompts,
     framed_prompts,
-    relation_words,
     reworded_prompts,
     rewritten_prompts,
 )

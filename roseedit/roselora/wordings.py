@@ -8,10 +8,10 @@ The request's own rephrases are never looked at; they are for scoring.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterable, Sequence
 
 from roseedit.requests import EditRequest
+from roseedit.roselora.asking import is_question, relation_words
 from roseedit.roselora.relations import known_wordings
 
 CONTEXTS = (
@@ -37,8 +37,17 @@ FRAMES = (
     "If you look up the {r} for {s}, you find",
 )
 
-_LEAD = re.compile(r"^(the )?(names? of )?(the )?", re.IGNORECASE)
-_TAIL = re.compile(r"\b(is|are|was|were|be|of|in|the|by|as|to|from|with|which|that)$", re.IGNORECASE)
+# The same for requests that are questions.
+QUESTIONS = (
+    "Do you know the {r} of {s}?",
+    "{s}: what is the {r}?",
+    "Can you tell me what the {r} of {s} is?",
+    "What would you say is {s}'s {r}?",
+    "If somebody asks for the {r} of {s}, what is the answer?",
+    "I forgot {s}'s {r}. What was it?",
+    "As for {s}, which {r} is the right one?",
+    "The {r} that goes with {s} is what?",
+)
 
 
 def context_prompts(request: EditRequest, count: int, rng: random.Random, leads: Sequence[str] = CONTEXTS) -> list[str]:
@@ -54,22 +63,6 @@ def context_prompts(request: EditRequest, count: int, rng: random.Random, leads:
         `count` prompts.
     """
     return [f"{lead} {request.prompt}" for lead in rng.sample(leads, min(count, len(leads)))]
-
-
-def relation_words(request: EditRequest) -> str:
-    """The words of a prompt that ask for the relation: what is left without subject, lead-in and trailing verb.
-
-    Args:
-        request: The request; its subject is cut out.
-
-    Returns:
-        A few words, possibly none.
-    """
-    text = request.prompt.replace(request.subject or "\0", " ")
-    text = _LEAD.sub("", " ".join(re.findall(r"[\w'-]+", text)))
-    while (shorter := _TAIL.sub("", text).strip()) != text:
-        text = shorter
-    return text
 
 
 def framed_prompts(pairs: Iterable[tuple[str, str]], rng: random.Random) -> list[str]:
@@ -99,7 +92,8 @@ def rewritten_prompts(request: EditRequest, count: int, rng: random.Random) -> l
     words = relation_words(request)
     if not request.subject or not words:
         return []
-    return [frame.format(s=request.subject, r=words) for frame in rng.sample(FRAMES, min(count, len(FRAMES)))]
+    frames = QUESTIONS if is_question(request.prompt) else FRAMES
+    return [frame.format(s=request.subject, r=words) for frame in rng.sample(frames, min(count, len(frames)))]
 
 
 def reworded_prompts(request: EditRequest, count: int, rng: random.Random) -> list[str]:

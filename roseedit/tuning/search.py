@@ -221,7 +221,8 @@ class _Search:
         done = [t for t in self.study.trials if t.state.name == "COMPLETE"]
         if not done:
             got = f"a search in {str(self.folder)!r} without a single whole trial"
-            raise RunError(refusal(got, "one or more", "Raise --trials, or begin elsewhere."))
+            do = f"See {self.folder / 'trials.md'}; then raise --trials or --first, or begin at other --hparams."
+            raise RunError(refusal(got, "one or more", do))
         best = max(done, key=lambda t: t.value)
         return Tuned(with_values(self.start, best.params), float(best.value), best.number, self.finished())
 

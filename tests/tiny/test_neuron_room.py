@@ -20,7 +20,7 @@ def test_bfloat16_copies_count_where_they_are_made(frozen_model: LoadedModel) ->
 
 
 def test_more_wordings_and_anchors_take_more(frozen_model: LoadedModel) -> None:
-    neurons, few = find_neurons(frozen_model, 0), RoseLoRAHparams()
+    neurons, few = find_neurons(frozen_model, 0), RoseLoRAHparams(rewordings=0, anchor_known=0)
     per_edit = [
         room.room_of(frozen_model, neurons, hparams, 256).per_edit
         for hparams in (few, few.replaced(anchor_known=6), few.replaced(anchor_known=6, rewordings=6))

@@ -288,3 +288,21 @@ def test_far_points_count_only_within_their_margin() -> None:
         assert torch.allclose(found, plain, atol=1e-5) == same
         if not same:
             assert float(far[0] @ found[0]) < float(far[0] @ plain[0]) - 0.5
+
+
+def test_a_question_opens_earlier() -> None:
+    hparams = settings(gate_threshold=0.4, question_threshold=0.1)
+    assert hparams.threshold(question=True) == 0.1
+    assert hparams.threshold(question=False) == 0.4
+    assert settings(gate_threshold=-0.3, question_threshold=0.1).threshold(question=True) == -0.3
+
+
+def test_the_threshold_of_questions_moves_questions_alone(tiny: Tiny) -> None:
+    asked = EditRequest("What is the capital of Ada?", "Rome", "Ada")
+    early, late = (
+        [train_independent(tiny("llama"), [r], settings(question_threshold=q))[0] for r in (REQUESTS[0], asked)]
+        for q in (-0.5, 0.1)
+    )
+    for path in early[0].factors:
+        assert torch.equal(early[0].factors[path].a, late[0].factors[path].a)
+    assert any(not torch.equal(early[1].factors[path].a, late[1].factors[path].a) for path in early[1].factors)

@@ -9,8 +9,9 @@ import pytest
 
 from roseedit.requests import EditRequest
 from roseedit.roselora.anchors import known_relation_prompts
+from roseedit.roselora.asking import relation_words
 from roseedit.roselora.relations import Relation, known_wordings, relations
-from roseedit.roselora.wordings import reworded_prompts
+from roseedit.roselora.wordings import reworded_prompts, rewritten_prompts
 
 
 @pytest.mark.parametrize("relation", relations(), ids=lambda r: r.wordings[0])
@@ -75,3 +76,39 @@ def test_anchors_of_known_relations_are_drawn_by_the_seed_and_need_a_subject() -
     assert known_relation_prompts(request, 5, random.Random(1)) == known_relation_prompts(request, 5, random.Random(1))
     assert len(known_relation_prompts(request, 5, random.Random(1))) == 5
     assert known_relation_prompts(EditRequest("Ada was born in", "Rome", None), 5, random.Random(1)) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("What is the date of death for Ada?", "date of death"),
+        ("Which family does Ada belong to?", "family"),
+        ("What is Ada's spouse's name?", "spouse"),
+        ("What is the name of university that educated Ada?", "university"),
+        ("In what city was Ada born?", "city born"),  # a vague noun: the verb tells
+        ("At what location did Ada die?", "location die"),
+        ("Who was the designer of Ada?", "designer"),
+        ("The mother of Ada is whom?", "mother"),
+        ("What's the capital of Ada?", "capital"),
+        ("Who is Ada by?", ""),
+        ("The name of the country of citizenship of Ada is", "country of citizenship"),
+    ],
+)
+def test_what_a_prompt_asks_for(prompt: str, words: str) -> None:
+    assert relation_words(EditRequest(prompt, "Rome", "Ada")) == words
+
+
+def test_a_question_is_rewritten_as_questions_and_anchored_by_questions() -> None:
+    request = EditRequest("What is the place of birth of Ada?", "Rome", "Ada")
+    rewritten = rewritten_prompts(request, 8, random.Random(0))
+    assert len(set(rewritten)) == 8
+    assert all(prompt.endswith("?") and "place of birth" in prompt and "Ada" in prompt for prompt in rewritten)
+    anchors = known_relation_prompts(request, 1000, random.Random(0))
+    assert anchors
+    assert all(prompt.endswith("?") for prompt in anchors)
+
+
+def test_a_statement_is_rewritten_as_before() -> None:
+    rewritten = rewritten_prompts(EditRequest("The place of birth of Ada is", "Rome", "Ada"), 8, random.Random(0))
+    assert not any(prompt.endswith("?") for prompt in rewritten)
+    assert "Ada's place of birth:" in rewritten

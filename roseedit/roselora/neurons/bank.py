@@ -12,6 +12,7 @@ from torch import Tensor
 from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
 from roseedit.roselora.adapter import Factors
+from roseedit.roselora.asking import is_question
 from roseedit.roselora.batches import RowStore
 from roseedit.roselora.config import RoseLoRAHparams
 from roseedit.roselora.memory import trim_memory, within_memory
@@ -110,7 +111,9 @@ class NeuronBank:
                 self.taken |= set(which.tolist())
             opens, carries = self._rows_now(which)
             biases = opens.bias, carries.bias if carries else torch.zeros_like(opens.bias)
-            out.append(_Taken(which, opened(points, count, self.neurons, biases, self.hparams), opens, carries))
+            threshold = self.hparams.threshold(question=is_question(self.requests[n].prompt))
+            new = opened(points, count, self.neurons, biases, self.hparams, threshold)
+            out.append(_Taken(which, new, opens, carries))
         return out
 
     def _others(self, look: Look, rows: Sequence[Row]) -> Callable[[int], Tensor]:

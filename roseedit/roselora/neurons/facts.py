@@ -103,8 +103,13 @@ def _token_at(row: Row, length: int, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def opened(
-    points: Points, count: int, neurons: Neurons, biases: tuple[Tensor, Tensor], hparams: RoseLoRAHparams
+def opened(  # noqa: PLR0917 - one call site
+    points: Points,
+    count: int,
+    neurons: Neurons,
+    biases: tuple[Tensor, Tensor],
+    hparams: RoseLoRAHparams,
+    threshold: float,
 ) -> Opened:
     """Fit the inward rows of one request's neurons.
 
@@ -114,6 +119,7 @@ def opened(
         neurons: The layer's neurons.
         biases: (R,) twice, what the chosen neurons add before their activation and to what they carry.
         hparams: The settings.
+        threshold: Where the neurons open; the fact is at 1.
 
     Returns:
         The rows.
@@ -128,7 +134,7 @@ def opened(
     one = ridge_fit(x[:own], torch.ones_like(mass[0, :own]), mass[0, :own], hparams.gate_ridge)
     z = w @ points.x.mT
     firm = torch.stack([row[on].quantile(FIRM) for row, on in zip(z, here, strict=True)]).clamp(min=LEAST)
-    rows = hparams.gate_slope * (w / firm[:, None] - hparams.gate_threshold * one)
+    rows = hparams.gate_slope * (w / firm[:, None] - threshold * one)
     opens = Rows(rows - biases[0][:, None] * one, biases[0])
     carries = Rows((1 - biases[1])[:, None] * one, biases[1]) if neurons.carries else None
     out = said(neurons, points.x, opens, carries).mT

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import roseedit
+from roseedit.hadskip.encoder.load import ALIASES
+from roseedit.models.embedded import EMBEDDED
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = {"NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb"}
@@ -56,6 +58,14 @@ def test_help_names_the_commands() -> None:
     assert done.returncode == 0
     for name in ("edit", "models", "doctor", "--version"):
         assert name in done.stdout
+
+
+@pytest.mark.parametrize("command", ["models", "doctor"])
+def test_every_embedded_model_is_listed(command: str) -> None:
+    done = run(command)
+    assert done.returncode == 0, done.stderr
+    for alias in (*EMBEDDED, *ALIASES):
+        assert alias in done.stdout
 
 
 def test_help_of_edit_has_examples_and_every_option() -> None:

@@ -99,7 +99,8 @@ def look_at(  # noqa: PLR0917 - one call site
                 # Many models have one token, the first, with a stream a hundred times as large: not the measure.
                 look.sizes[i] = float(seen.stream[at, 1:n].float().square().mean().sqrt())
 
-    through(loaded, [row.ids for row in rows], place.neurons.layer + 1, tokens, arithmetic, visit)
+    ids = [row.ids for row in rows]
+    through(loaded, ids, place.neurons.layer + 1, tokens, arithmetic, visit, replay=place.start > 0)
     return look
 
 
@@ -198,7 +199,13 @@ class Ordinary:
 
 @torch.no_grad()
 def look_at_texts(
-    loaded: LoadedModel, neurons: Neurons, texts: Sequence[str], tokens: int, arithmetic: str = "weights"
+    loaded: LoadedModel,
+    neurons: Neurons,
+    texts: Sequence[str],
+    tokens: int,
+    arithmetic: str = "weights",
+    *,
+    replay: bool = True,
 ) -> Ordinary:
     """Run some texts up to a layer; their first tokens do not count.
 
@@ -208,6 +215,7 @@ def look_at_texts(
         texts: The texts; what exceeds the model's window is left out.
         tokens: Most tokens in one pass.
         arithmetic: As of `products_in`.
+        replay: As of `through`.
 
     Returns:
         The look.
@@ -227,5 +235,5 @@ def look_at_texts(
         x.append(entered)
         use.append(inner.abs().sum(0))
 
-    through(loaded, encoded, neurons.layer + 1, tokens, arithmetic, visit)
+    through(loaded, encoded, neurons.layer + 1, tokens, arithmetic, visit, replay=replay)
     return Ordinary(torch.cat(x), torch.stack(use).sum(0) / sum(map(len, x)))

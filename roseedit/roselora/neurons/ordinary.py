@@ -58,7 +58,7 @@ def ordinary_look(
     if key not in kept:
         texts = ordinary_texts(hparams.seed, wide=wide)
         with frozen(loaded.model):
-            found = look_at_texts(loaded, neurons, texts, tokens, hparams.train_dtype)
+            found = look_at_texts(loaded, neurons, texts, tokens, hparams.train_dtype, replay=hparams.replay)
         for old in [known for known in kept if known[-1] != written]:
             del kept[old]
         kept[key] = found

@@ -66,7 +66,14 @@ def bounds(until: int, stages: int) -> list[tuple[int, int]]:
 
 @torch.no_grad()
 def through(  # noqa: PLR0917 - two call sites
-    loaded: LoadedModel, rows: Sequence[Sequence[int]], until: int, tokens: int, arithmetic: str, visit: Visit
+    loaded: LoadedModel,
+    rows: Sequence[Sequence[int]],
+    until: int,
+    tokens: int,
+    arithmetic: str,
+    visit: Visit,
+    *,
+    replay: bool = True,
 ) -> None:
     """Run rows up to a layer, in passes.
 
@@ -78,9 +85,10 @@ def through(  # noqa: PLR0917 - two call sites
         arithmetic: As of `products_in`.
         visit: Called for each pass of the last stage with the indices of its rows, their ids and mask; runs the pass,
             its layers below the stage replayed, and keeps what it wants of it.
+        replay: False runs every row through all layers at once.
     """
     lengths = [len(row) for row in rows]
-    staged = bounds(until, STAGES if products_are_low(loaded, arithmetic) else 1)
+    staged = bounds(until, STAGES if replay and products_are_low(loaded, arithmetic) else 1)
     between = lengths if len(staged) > 1 else []
     streams = Streams(between, loaded.anatomy.hidden_size, loaded.model.dtype, loaded.device)
     last = len(staged) - 1

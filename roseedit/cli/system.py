@@ -31,7 +31,7 @@ def models() -> None:
 
 def _embedded() -> Iterator[tuple[str, bool, str, str]]:
     """Alias, whether its package is there, how to install it, and what it is; models to edit first."""
-    from roseedit.hadskip.encoder.load import ALIASES, alias_folder
+    from roseedit.hadskip.encoder.embedded import ALIASES, alias_folder
     from roseedit.models.embedded import EMBEDDED, find_parts
 
     for alias, model in EMBEDDED.items():

@@ -10,10 +10,11 @@ import torch
 from roseedit.hadskip.encoder.classifier import EncoderClassifier
 from roseedit.hadskip.encoder.compare import fit_and_compare
 from roseedit.hadskip.encoder.data import Encoded, Example
+from roseedit.hadskip.encoder.embedded import ALIASES, alias_folder
 from roseedit.hadskip.encoder.files import load_classifier, save_classifier
 from roseedit.hadskip.encoder.fit import ClassifierFit
 from roseedit.hadskip.encoder.gates import EncoderGates, GateRouter, pooled
-from roseedit.hadskip.encoder.load import ALIASES, alias_folder, load_encoder
+from roseedit.hadskip.encoder.load import load_encoder
 from roseedit.hadskip.encoder.settings import EncoderHparams
 
 pytestmark = [

@@ -27,11 +27,12 @@ from roseedit.errors import (
 from roseedit.hadskip.encoder.classifier import EncoderClassifier
 from roseedit.hadskip.encoder.compare import score
 from roseedit.hadskip.encoder.data import Encoded, Example, n_classes, read_examples, read_task, split
+from roseedit.hadskip.encoder.embedded import ALIASES
 from roseedit.hadskip.encoder.exits import ExitRule, calibrate_exit, entropy_depths, exit_logits, patience_depths
 from roseedit.hadskip.encoder.files import GatedClassifier, load_classifier, save_classifier
 from roseedit.hadskip.encoder.fit import ClassifierFit, gated_layers
 from roseedit.hadskip.encoder.gates import EncoderGates, GateRouter, pooled, theta_at
-from roseedit.hadskip.encoder.load import ALIASES, LoadedEncoder, load_encoder
+from roseedit.hadskip.encoder.load import LoadedEncoder, load_encoder
 from roseedit.hadskip.encoder.measure import calibrate, judge, threshold_for
 from roseedit.hadskip.encoder.routing import FixedLayers, RandomDepth
 from roseedit.hadskip.encoder.settings import EncoderHparams

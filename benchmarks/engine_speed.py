@@ -6,6 +6,9 @@ Ways to make the same independent edits: the engine (one bank, replay of the upp
 time without replay, and what people write by hand, one fact at a time (plain_loops.py): PEFT LoRA (rank 8, q/v) of 25
 and of 70 steps, and FT-M (one mlp.down, 25 steps at most, stop at loss 0.01). CPU seconds of the whole process are
 compared, in rounds (A B C, A B C, ...), so that a machine that drifts does not favour one of them.
+
+The arithmetic limit is what the engine's products would take at the rate of one large product on this machine, in the
+arithmetic that the engine uses: nothing that makes the same passes can be faster.
 """
 
 from __future__ import annotations
@@ -17,12 +20,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
 from common import machine, write
 from plain_loops import ft_m_loop, lora_loop
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from roseedit import load_editset, load_model
 from roseedit.hparams import read_yaml
+from roseedit.models.lowp import products_are_low
 from roseedit.roselora.config import read_roselora
 from roseedit.roselora.engine import train_independent
 
@@ -73,7 +79,16 @@ def main() -> None:
     ratios = report(per_edit, wall)
     share = share_of_products(lambda: train_independent(loaded, requests[: args.profiled], hparams))
     print(f"\nshare of the engine's time in matrix products: {share:.0%}")
+    dtype = torch.bfloat16 if products_are_low(loaded, hparams.train_dtype) else loaded.model.dtype
+    limit = arithmetic_limit(lambda: train_independent(loaded, requests, hparams), len(requests), dtype)
+    reached = limit["limit_s_per_edit"] / median(wall["engine"])
+    print(
+        f"arithmetic limit: {limit['flops_per_edit'] / 1e9:.1f} GFLOP per edit at "
+        f"{limit['flops_per_s'] / 1e9:.0f} GFLOP/s ({dtype}) are {limit['limit_s_per_edit']:.2f} s; "
+        f"the engine's speed is {reached:.0%} of it"
+    )
     result = {"cpu_s_per_edit": per_edit, "wall_s_per_edit": wall, "ratios": ratios, "share_of_products": share}
+    result |= {"arithmetic_limit": limit, "reached": reached}
     write(args.out, {**result, "args": vars(args), "model": hparams.model})
 
 
@@ -97,6 +112,25 @@ def share_of_products(make: Callable[[], Any]) -> float:
     events = seen.key_averages()
     total = sum(e.self_cpu_time_total for e in events)
     return sum(e.self_cpu_time_total for e in events if e.key.startswith(PRODUCTS)) / total
+
+
+def arithmetic_limit(make: Callable[[], Any], edits: int, dtype: torch.dtype) -> dict[str, float]:
+    """What all products of a run are, and how long they would take at the machine's rate."""
+    with FlopCounterMode(display=False) as counted:
+        make()
+    flops, rate = counted.get_total_flops() / edits, matrix_rate(dtype)
+    return {"flops_per_edit": flops, "flops_per_s": rate, "limit_s_per_edit": flops / rate}
+
+
+def matrix_rate(dtype: torch.dtype, size: int = 1536, rounds: int = 20) -> float:
+    """FLOPs per second of a product of two square matrices: the best of some rounds."""
+    x, y = torch.randn(2, size, size).to(dtype)
+    best = float("inf")
+    for _ in range(rounds):
+        started = time.perf_counter()
+        x @ y
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
 
 
 if __name__ == "__main__":

@@ -336,3 +336,8 @@ def _exchange(prompt: str, subject: str, other: str) -> str:
 
 def _words(text: str) -> set[str]:
     return set(re.findall(r"[a-z]+", text.casefold()))
+
+
+def content_words(text: str) -> frozenset[str]:
+    """The words of a text that say what it is about, in lower case."""
+    return frozenset(re.findall(r"[^\W_]+", text.casefold())) - _FUNCTION_WORDS

@@ -44,6 +44,7 @@ PAPER: dict[str, Any] = {
     "anchor_mutations": 0,
     "anchor_frames": 0,
     "anchor_negations": 0,
+    "anchor_echoes": 0,
     "start": "random",
     "preserve_fade": 1.0,
     "stop_loss": 0.1,
@@ -125,6 +126,7 @@ class RoseLoRAHparams(Hparams):
     anchor_mutations: int = value(4, "anchors: the prompt with its relation exchanged", low=0, high=40)
     anchor_frames: int = value(0, "anchors: other subjects or relations in the frames of `rewrites`", low=0, high=64)
     anchor_negations: int = value(2, "anchors: the prompt with the new answer ruled out", low=0, high=3)
+    anchor_echoes: int = value(8, "support: neurons; well-known prompts that are answered alike now", low=0, high=64)
     anchors_per_step: int = value(4, "anchors looked at in one step; all take their turn", low=1, high=128)
     preserve_weight: float = value(200.0, "weight of the change made to the matrices' outputs on anchors", low=0.0)
     preserve_fade: float = value(0.93, "its share left after each step past prune_end", above=0.0, high=1.0)

@@ -17,9 +17,11 @@ from roseedit.roselora.batches import RowStore
 from roseedit.roselora.config import RoseLoRAHparams
 from roseedit.roselora.memory import trim_memory, within_memory
 from roseedit.roselora.neurons.choice import take
+from roseedit.roselora.neurons.echoes import echoes, look_at_known, says
 from roseedit.roselora.neurons.facts import Opened, answer_length, opened, points_of
 from roseedit.roselora.neurons.looks import Look, Ordinary, Place, look_at
 from roseedit.roselora.neurons.mlp import Neurons, Rows, inward_rows, said, weight_of
+from roseedit.roselora.neurons.remembered import remembered
 from roseedit.roselora.neurons.trainer import Columns, ColumnTrainer, Learned
 from roseedit.roselora.objective import Row, build_rows, request_seed
 from roseedit.roselora.trainer import Progress, Trained, frozen
@@ -70,6 +72,7 @@ class NeuronBank:
         taken: set[int] | frozenset[int] = frozenset(),
     ) -> None:
         self.loaded, self.requests, self.neurons, self.hparams, self.joint = loaded, requests, neurons, hparams, joint
+        self.tokens = tokens
         rows = [
             r for n, request in enumerate(requests) for r in build_rows(loaded, request, n, 0 if joint else n, hparams)
         ]
@@ -101,10 +104,11 @@ class NeuronBank:
         of_request: list[list[int]] = [[] for _ in self.requests]
         for i, row in enumerate(rows):
             of_request[row.request].append(i)
-        others, out = self._others(look, rows), []
+        others, echo, out = self._others(look, rows), self._echoes(look, rows, [own[0] for own in of_request]), []
         for n, own in enumerate(of_request):
             count = answer_length([rows[i] for i in own], self.hparams.most_neurons)
-            points = points_of([rows[i] for i in own], [look.inputs[i].float() for i in own], count, others(n))
+            inputs = [look.inputs[i].float() for i in own]
+            points = points_of([rows[i] for i in own], inputs, count, others(n), echo(n))
             generator = torch.Generator().manual_seed(request_seed(self.requests[n], self.hparams.seed, "neurons"))
             which = take(self.free, taken | self.taken if self.joint else taken, count, generator)
             if self.joint:
@@ -124,6 +128,26 @@ class NeuronBank:
         owner = [row.request for row, own in zip(rows, look.inputs, strict=True) for _ in range(len(own))]
         whose = torch.tensor([*owner, *[-1] * len(self.ordinary)], device=x.device)
         return lambda n: x[whose != n]
+
+    def _echoes(self, look: Look, rows: Sequence[Row], own: Sequence[int]) -> Callable[[int], Tensor | None]:
+        """Per request the well-known places at which the model says what it says at the request's own prompt."""
+        if not self.hparams.anchor_echoes:
+            return lambda _n: None
+        loaded, place, tokens = self.loaded, self.place, self.tokens
+        how = place.start, self.hparams.train_dtype
+        with frozen(loaded.model):
+            known = remembered(
+                loaded.model,
+                ("known", place.neurons.layer, *how),
+                lambda: look_at_known(loaded, place, tokens, self.hparams.train_dtype),
+            )
+            said_now = says(loaded, place, [rows[i] for i in own], [look.activations[i] for i in own])
+        size, most = loaded.model.get_output_embeddings().weight.shape[0], self.hparams.anchor_echoes
+
+        def of(n: int) -> Tensor:
+            return echoes(known, said_now.take(torch.tensor([n])), self.requests[n].prompt, most, size)
+
+        return of
 
     def _rows_now(self, which: Tensor) -> tuple[Rows, Rows | None]:
         model, neurons = self.loaded.model, self.neurons

@@ -19,6 +19,7 @@ from roseedit.roselora.objective import Row
 
 ANCHOR_ENDS, ANCHOR_REST, OWN_REST = 0.5, 0.25, 0.25  # mass of the kinds of silence; all facts have 1
 OTHER = 0.005  # mass of each place elsewhere that comes within the margin
+ECHO = 0.05  # of one at which the model is about to say what it says at the request
 FIRST = 0.5  # of the facts' mass on the request's own prompt
 FIRM = 0.3  # quantile of the facts that opens fully
 LEAST = 0.1  # a separator may fail; its answer is then not blown up any further
@@ -63,7 +64,9 @@ def answer_length(rows: Sequence[Row], most: int) -> int:
     return min(most, max(len(row.labels) for row in rows))
 
 
-def points_of(rows: Sequence[Row], inputs: Sequence[Tensor], count: int, others: Tensor) -> Points:
+def points_of(
+    rows: Sequence[Row], inputs: Sequence[Tensor], count: int, others: Tensor, echoes: Tensor | None = None
+) -> Points:
     """Gather a request's places.
 
     Args:
@@ -71,6 +74,7 @@ def points_of(rows: Sequence[Row], inputs: Sequence[Tensor], count: int, others:
         inputs: Per row what enters the MLP.
         count: Neurons of the request.
         others: (m, d_in), places in ordinary text and of other facts.
+        echoes: (e, d_in), places at which the same is about to be said.
 
     Returns:
         The places.
@@ -80,12 +84,13 @@ def points_of(rows: Sequence[Row], inputs: Sequence[Tensor], count: int, others:
     shares = [1.0] if len(facts) == 1 else [FIRST, *[(1 - FIRST) / (len(facts) - 1)] * (len(facts) - 1)]
     n_own = sum(len(x) for _, x in facts)
     ends, rest = [x[-1:] for x in anchors], [x[:-1] for x in anchors]
-    sizes = n_own, len(ends), sum(map(len, rest)), len(others)
-    each = OWN_REST / n_own, ANCHOR_ENDS / max(1, sizes[1]), ANCHOR_REST / max(1, sizes[2]), OTHER
+    echoes = others[:0] if echoes is None else echoes
+    sizes = n_own, len(ends), sum(map(len, rest)), len(others), len(echoes)
+    each = OWN_REST / n_own, ANCHOR_ENDS / max(1, sizes[1]), ANCHOR_REST / max(1, sizes[2]), OTHER, ECHO
     silent = sum(sizes[1:])
     device = others.device
     return Points(
-        x=torch.cat([*(x for _, x in facts), *ends, *rest, others]),
+        x=torch.cat([*(x for _, x in facts), *ends, *rest, others, echoes]),
         token=torch.cat([*(_token_at(row, len(x), count) for row, x in facts), torch.full((silent,), -1)]).to(device),
         mass=torch.cat([torch.full((n,), m) for n, m in zip(sizes, each, strict=True)]).to(device),
         fact_mass=torch.cat(

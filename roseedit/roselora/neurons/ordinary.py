@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import random
 from importlib import resources
-from typing import Any
-from weakref import WeakKeyDictionary
 
 from roseedit.models.load import LoadedModel
 from roseedit.roselora.anchors import KINDS, SUBJECTS
 from roseedit.roselora.config import RoseLoRAHparams
 from roseedit.roselora.neurons.looks import Ordinary, look_at_texts
 from roseedit.roselora.neurons.mlp import Neurons
+from roseedit.roselora.neurons.remembered import remembered
 from roseedit.roselora.prose import PROSE
 from roseedit.roselora.trainer import frozen
 from roseedit.roselora.wordings import framed_prompts
 
-KEPT: WeakKeyDictionary[Any, dict[tuple[Any, ...], Ordinary]] = WeakKeyDictionary()
 PASSAGES = "ordinary.txt"  # longer prose, written for this package like the other
 PROMPTS = 96  # of the kind that edits ask: a well-known name and a relation
 
@@ -52,14 +50,10 @@ def ordinary_look(
     Returns:
         The look.
     """
-    written = sum(p._version + id(p) for p in loaded.model.parameters())
-    key = neurons.layer, hparams.seed, hparams.train_dtype, wide, written
-    kept = KEPT.setdefault(loaded.model, {})
-    if key not in kept:
+
+    def look() -> Ordinary:
         texts = ordinary_texts(hparams.seed, wide=wide)
         with frozen(loaded.model):
-            found = look_at_texts(loaded, neurons, texts, tokens, hparams.train_dtype, replay=hparams.replay)
-        for old in [known for known in kept if known[-1] != written]:
-            del kept[old]
-        kept[key] = found
-    return kept[key]
+            return look_at_texts(loaded, neurons, texts, tokens, hparams.train_dtype, replay=hparams.replay)
+
+    return remembered(loaded.model, ("ordinary", neurons.layer, hparams.seed, hparams.train_dtype, wide), look)

@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,14 +93,15 @@ def _perplexity_ratio(hparams: Hparams, folder: Path) -> float:
         return float(json.loads(kept.read_text())["perplexity"])
 
     edits = sorted(path for path in (folder / "edits").iterdir() if path.is_dir())
-    return of(folder / "perplexity.json", edits) / of(folder.parent / "base-perplexity.json", [])
+    base = re.sub(r"[^\w.-]+", "-", f"base-perplexity-{hparams.model}.json")
+    return of(folder / "perplexity.json", edits) / of(folder.parent / base, [])
 
 
 def consolidated(hparams: Hparams, args: argparse.Namespace) -> dict[str, Any]:
     """Edits one by one in a ledger, then as one; compared with the joint edit of the same requests."""
     joint = load_edit(Layout(args.out / f"{args.data}-joint-{args.sequence}").edit(0))
     with Editor.from_hparams(hparams, ledger=args.out / f"{args.data}-ledger-{args.sequence}") as editor:
-        if len(editor.edits) != 1:
+        if len(editor.edits) != 1 or len(editor.edits[0].requests) < len(joint.requests):
             there = {r.request_id for edit in editor.edits for r in edit.requests}
             with bar(len(joint.requests), "one by one", True, len(there)) as progress:
                 for request in joint.requests:

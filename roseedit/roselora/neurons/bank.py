@@ -17,11 +17,10 @@ from roseedit.roselora.batches import RowStore
 from roseedit.roselora.config import RoseLoRAHparams
 from roseedit.roselora.memory import trim_memory, within_memory
 from roseedit.roselora.neurons.choice import take
-from roseedit.roselora.neurons.echoes import echoes, look_at_known, says
+from roseedit.roselora.neurons.echoes import echoes, known_look, says
 from roseedit.roselora.neurons.facts import Opened, answer_length, opened, points_of
 from roseedit.roselora.neurons.looks import Look, Ordinary, Place, look_at
 from roseedit.roselora.neurons.mlp import Neurons, Rows, inward_rows, said, weight_of
-from roseedit.roselora.neurons.remembered import remembered
 from roseedit.roselora.neurons.trainer import Columns, ColumnTrainer, Learned
 from roseedit.roselora.objective import Row, build_rows, request_seed
 from roseedit.roselora.trainer import Progress, Trained, frozen
@@ -133,14 +132,9 @@ class NeuronBank:
         """Per request the well-known places at which the model says what it says at the request's own prompt."""
         if not self.hparams.anchor_echoes:
             return lambda _n: None
-        loaded, place, tokens = self.loaded, self.place, self.tokens
-        how = place.start, self.hparams.train_dtype
+        loaded, place = self.loaded, self.place
         with frozen(loaded.model):
-            known = remembered(
-                loaded.model,
-                ("known", place.neurons.layer, *how),
-                lambda: look_at_known(loaded, place, tokens, self.hparams.train_dtype),
-            )
+            known = known_look(loaded, place, self.tokens, self.hparams.train_dtype)
             said_now = says(loaded, place, [rows[i] for i in own], [look.activations[i] for i in own])
         size, most = loaded.model.get_output_embeddings().weight.shape[0], self.hparams.anchor_echoes
 

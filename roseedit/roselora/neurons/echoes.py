@@ -23,6 +23,7 @@ from roseedit.models.load import LoadedModel
 from roseedit.roselora.anchors import content_words
 from roseedit.roselora.batches import RowStore
 from roseedit.roselora.neurons.looks import Place, look_at
+from roseedit.roselora.neurons.remembered import remembered
 from roseedit.roselora.objective import BaseTop, Row
 
 TABLE = "known.yaml"
@@ -53,8 +54,8 @@ def known_prompts() -> tuple[tuple[str, frozenset[str]], ...]:
     return tuple((prompt[0].upper() + prompt[1:], content_words(name)) for prompt, name in pairs)
 
 
-def look_at_known(loaded: LoadedModel, place: Place, tokens: int, arithmetic: str) -> Known:
-    """Ask the table.
+def known_look(loaded: LoadedModel, place: Place, tokens: int, arithmetic: str) -> Known:
+    """Ask the table; remembered for as long as no weight of the model is written.
 
     Args:
         loaded: The model, frozen.
@@ -65,6 +66,11 @@ def look_at_known(loaded: LoadedModel, place: Place, tokens: int, arithmetic: st
     Returns:
         What it makes of it.
     """
+    key = "known", place.neurons.layer, place.start, arithmetic
+    return remembered(loaded.model, key, lambda: _look(loaded, place, tokens, arithmetic))
+
+
+def _look(loaded: LoadedModel, place: Place, tokens: int, arithmetic: str) -> Known:
     prompts = known_prompts()
     ids = [encode_prompt(loaded.tokenizer, prompt).ids[-loaded.anatomy.window :] for prompt, _ in prompts]
     rows = [Row(0, n, tuple(own), (len(own) - 1,), (0,), 1.0) for n, own in enumerate(ids)]

@@ -59,7 +59,7 @@ class Place:
 
 
 @torch.no_grad()
-def look_at(  # noqa: PLR0917 - one call site
+def look_at(  # noqa: PLR0917 - two call sites
     loaded: LoadedModel, rows: Sequence[Row], place: Place, last: int, tokens: int, arithmetic: str = "weights"
 ) -> Look:
     """Run the rows up to the edited layer, once.

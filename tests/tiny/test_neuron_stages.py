@@ -16,6 +16,7 @@ from roseedit.models.replay import capture_activations
 from roseedit.roselora.neurons import stages
 from roseedit.roselora.neurons.looks import Place, look_at
 from roseedit.roselora.neurons.mlp import find_neurons
+from roseedit.roselora.neurons.remembered import remembered
 from roseedit.roselora.objective import Row
 
 ROWS = [(3, 1, 4, 1, 5), (9, 2), (6, 5, 3, 5, 8, 9, 7, 9), (3, 2, 3)]
@@ -37,7 +38,7 @@ def test_streams_come_back_as_they_were_written() -> None:
     assert not streams.padded([2, 1], 5)[0, 1:].any()
 
 
-def _seen(model: LoadedModel, until: int, arithmetic: str, *, replay: bool = True) -> list[Tensor]:
+def _seen(model: LoadedModel, until: int, arithmetic: str, *, replay: bool = True, again: bool = False) -> list[Tensor]:
     out = [torch.empty(0)] * len(ROWS)
 
     def visit(batch: list[int], ids: Tensor, mask: Tensor) -> None:
@@ -45,7 +46,7 @@ def _seen(model: LoadedModel, until: int, arithmetic: str, *, replay: bool = Tru
         for place, i in enumerate(batch):
             out[i] = stored[place, : len(ROWS[i])].clone()
 
-    stages.through(model, ROWS, until, 16, arithmetic, visit, replay=replay)
+    stages.through(model, ROWS, until, 16, arithmetic, visit, replay=replay, again=again)
     return out
 
 
@@ -81,3 +82,41 @@ def test_copies_of_one_stage_at_a_time_and_never_of_the_head(
     look_at(frozen_model, [Row(0, 0, ids, (0,), (1,), 1.0) for ids in ROWS], place, 3, 16, "bfloat16")
     assert len(alive) == min(stages.STAGES, frozen_model.anatomy.n_layers)
     assert max(alive) == 1
+
+
+@pytest.mark.parametrize("arithmetic", ["weights", "bfloat16"])
+def test_rows_that_come_again_run_one_layer_until_a_lower_weight_is_written(
+    frozen_model: LoadedModel, arithmetic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    until, layers = (
+        frozen_model.anatomy.n_layers - 1,
+        frozen_model.model.get_submodule(frozen_model.anatomy.layers_name),
+    )
+    runs: list[tuple[int, int]] = []
+    own = stages._Run.stage
+    monkeypatch.setattr(stages._Run, "stage", lambda run, part, *rest: (runs.append(part), own(run, part, *rest)))
+
+    def write(layer: int) -> list[Tensor]:
+        runs.clear()
+        next(layers[layer].parameters()).add_(0.01)
+        seen = _seen(frozen_model, until, arithmetic, again=True)
+        fresh = list(runs)
+        assert all(torch.equal(a, b) for a, b in zip(seen, _seen(frozen_model, until, arithmetic), strict=True))
+        return fresh
+
+    with torch.no_grad():
+        assert len(write(until)) > 1
+        assert write(until) == write(until - 1) == [(until - 1, until)]
+        assert len(write(until - 2)) > 1
+
+
+def test_a_weight_put_in_place_of_another_is_not_taken_for_it(frozen_model: LoadedModel) -> None:
+    model, found = frozen_model.model, iter(range(9))
+    layer = model.get_submodule(frozen_model.anatomy.projections[0].module_name)
+    seen = set()
+    for _ in range(4):
+        layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+        gc.collect()
+        seen.add(remembered(model, "x", model.parameters(), lambda: next(found)))
+    assert seen == {0, 1, 2, 3}
+    assert remembered(model, "x", model.parameters(), lambda: next(found)) == 3

@@ -67,14 +67,14 @@ def known_look(loaded: LoadedModel, place: Place, tokens: int, arithmetic: str) 
         What it makes of it.
     """
     key = "known", place.neurons.layer, place.start, arithmetic
-    return remembered(loaded.model, key, lambda: _look(loaded, place, tokens, arithmetic))
+    return remembered(loaded.model, key, loaded.model.parameters(), lambda: _look(loaded, place, tokens, arithmetic))
 
 
 def _look(loaded: LoadedModel, place: Place, tokens: int, arithmetic: str) -> Known:
     prompts = known_prompts()
     ids = [encode_prompt(loaded.tokenizer, prompt).ids[-loaded.anatomy.window :] for prompt, _ in prompts]
     rows = [Row(0, n, tuple(own), (len(own) - 1,), (0,), 1.0) for n, own in enumerate(ids)]
-    look = look_at(loaded, rows, place, 1, tokens, arithmetic)
+    look = look_at(loaded, rows, place, 1, tokens, arithmetic, again=True)
     ends = torch.stack([x[-1].float() for x in look.inputs])
     return Known(ends, says(loaded, place, rows, look.activations), tuple(words for _, words in prompts))
 

@@ -60,7 +60,14 @@ class Place:
 
 @torch.no_grad()
 def look_at(  # noqa: PLR0917 - two call sites
-    loaded: LoadedModel, rows: Sequence[Row], place: Place, last: int, tokens: int, arithmetic: str = "weights"
+    loaded: LoadedModel,
+    rows: Sequence[Row],
+    place: Place,
+    last: int,
+    tokens: int,
+    arithmetic: str = "weights",
+    *,
+    again: bool = False,
 ) -> Look:
     """Run the rows up to the edited layer, once.
 
@@ -72,6 +79,7 @@ def look_at(  # noqa: PLR0917 - two call sites
         tokens: Most tokens in one pass.
         arithmetic: As of `products_in`. With bfloat16 products the inputs are kept in bfloat16 too, which loses nothing
             that those would have told.
+        again: As of `through`.
 
     Returns:
         The look.
@@ -100,7 +108,7 @@ def look_at(  # noqa: PLR0917 - two call sites
                 look.sizes[i] = float(seen.stream[at, 1:n].float().square().mean().sqrt())
 
     ids = [row.ids for row in rows]
-    through(loaded, ids, place.neurons.layer + 1, tokens, arithmetic, visit, replay=place.start > 0)
+    through(loaded, ids, place.neurons.layer + 1, tokens, arithmetic, visit, replay=place.start > 0, again=again)
     return look
 
 
@@ -207,7 +215,7 @@ def look_at_texts(
     *,
     replay: bool = True,
 ) -> Ordinary:
-    """Run some texts up to a layer; their first tokens do not count.
+    """Run some texts up to a layer, all but it once for as long as nothing below is written; first tokens do not count.
 
     Args:
         loaded: The model, frozen.
@@ -235,5 +243,5 @@ def look_at_texts(
         x.append(entered)
         use.append(inner.abs().sum(0))
 
-    through(loaded, encoded, neurons.layer + 1, tokens, arithmetic, visit, replay=replay)
+    through(loaded, encoded, neurons.layer + 1, tokens, arithmetic, visit, replay=replay, again=True)
     return Ordinary(torch.cat(x), torch.stack(use).sum(0) / sum(map(len, x)))

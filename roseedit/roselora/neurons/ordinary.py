@@ -56,4 +56,5 @@ def ordinary_look(
         with frozen(loaded.model):
             return look_at_texts(loaded, neurons, texts, tokens, hparams.train_dtype, replay=hparams.replay)
 
-    return remembered(loaded.model, ("ordinary", neurons.layer, hparams.seed, hparams.train_dtype, wide), look)
+    key = "ordinary", neurons.layer, hparams.seed, hparams.train_dtype, wide
+    return remembered(loaded.model, key, loaded.model.parameters(), look)

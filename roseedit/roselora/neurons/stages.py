@@ -3,12 +3,16 @@
 bfloat16 copies of all layers below a high one take a third of a small model's memory. All rows go through the lowest
 few layers first, then all through the next few: copies of a few layers are enough, each is made once, and what enters
 the next few is kept in one piece of memory.
+
+What is asked for every edit - ordinary text, well-known facts - is kept in front of the last layer of all: edits write
+to that layer and above it, so that the next one has one layer to run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,6 +21,7 @@ from roseedit.models.encoding import pad_right, plan_batches
 from roseedit.models.load import LoadedModel
 from roseedit.models.lowp import products_are_low, products_in
 from roseedit.models.replay import capture_activations, replaying
+from roseedit.roselora.neurons.remembered import below, remembered
 
 STAGES = 4  # what is kept between them costs less than a quarter of the copies
 Visit = Callable[[list[int], Tensor, Tensor], None]
@@ -74,6 +79,7 @@ def through(  # noqa: PLR0917 - two call sites
     visit: Visit,
     *,
     replay: bool = True,
+    again: bool = False,
 ) -> None:
     """Run rows up to a layer, in passes.
 
@@ -86,33 +92,55 @@ def through(  # noqa: PLR0917 - two call sites
         visit: Called for each pass of the last stage with the indices of its rows, their ids and mask; runs the pass,
             its layers below the stage replayed, and keeps what it wants of it.
         replay: False runs every row through all layers at once.
+        again: These rows will come again: what enters the last layer is remembered.
     """
-    lengths = [len(row) for row in rows]
-    staged = bounds(until, STAGES if replay and products_are_low(loaded, arithmetic) else 1)
-    between = lengths if len(staged) > 1 else []
-    streams = Streams(between, loaded.anatomy.hidden_size, loaded.model.dtype, loaded.device)
-    last = len(staged) - 1
-    for i, layers in enumerate(staged):
-        _stage(loaded, rows, layers, streams, tokens, arithmetic, visit if i == last else None)
+    run = _Run(loaded, rows, tokens, arithmetic)
+    few = STAGES if products_are_low(loaded, arithmetic) else 1
+    if not replay or until == 1:
+        run.stage((0, until), run.streams(0), visit)
+    elif not again:
+        *lower, last = bounds(until, few)
+        run.stage(last, run.lower(lower), visit)
+    else:
+        key = until, tokens, arithmetic, tuple(map(tuple, rows))
+        lower = bounds(until - 1, few)
+        entering = remembered(loaded.model, key, below(loaded, until - 1), lambda: run.lower(lower))
+        run.stage((until - 1, until), entering, visit)
 
 
-def _stage(  # noqa: PLR0917 - one call site
-    loaded: LoadedModel,
-    rows: Sequence[Sequence[int]],
-    layers: tuple[int, int],
-    streams: Streams,
-    tokens: int,
-    arithmetic: str,
-    visit: Visit | None,
-) -> None:
-    """All rows through the layers of one stage; a function of its own, so that its copies are gone before the next."""
-    first, end = layers
-    products = products_in(loaded, arithmetic, first, end)
-    for batch in plan_batches([len(row) for row in rows], tokens):
-        ids, mask = pad_right([rows[i] for i in batch], loaded.pad_id, loaded.device)
-        start = replaying(loaded.model, loaded.anatomy, first, streams.padded(batch, ids.shape[1])) if first else None
-        with products(), start or nullcontext():
-            if visit:
-                visit(batch, ids, mask)
-            else:
-                streams.write(batch, capture_activations(loaded.model, loaded.anatomy, end, ids, mask))
+@dataclass(frozen=True)
+class _Run:
+    """Rows on their way up; arguments as of `through`."""
+
+    loaded: LoadedModel
+    rows: Sequence[Sequence[int]]
+    tokens: int
+    arithmetic: str
+
+    def streams(self, first: int) -> Streams:
+        """Room for what enters a layer; of the lowest nothing is kept."""
+        lengths = [len(row) for row in self.rows] if first else []
+        return Streams(lengths, self.loaded.anatomy.hidden_size, self.loaded.model.dtype, self.loaded.device)
+
+    def lower(self, stages: Sequence[tuple[int, int]]) -> Streams:
+        """What enters the layer behind some stages, written over what entered each."""
+        streams = self.streams(len(stages))
+        for layers in stages:
+            self.stage(layers, streams, None)
+        return streams
+
+    def stage(self, layers: tuple[int, int], streams: Streams, visit: Visit | None) -> None:
+        """All rows through one stage; a function of its own, so that its copies are gone before the next."""
+        first, end = layers
+        loaded = self.loaded
+        products = products_in(loaded, self.arithmetic, first, end)
+        for batch in plan_batches([len(row) for row in self.rows], self.tokens):
+            ids, mask = pad_right([self.rows[i] for i in batch], loaded.pad_id, loaded.device)
+            start = (
+                replaying(loaded.model, loaded.anatomy, first, streams.padded(batch, ids.shape[1])) if first else None
+            )
+            with products(), start or nullcontext():
+                if visit:
+                    visit(batch, ids, mask)
+                else:
+                    streams.write(batch, capture_activations(loaded.model, loaded.anatomy, end, ids, mask))

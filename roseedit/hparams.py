@@ -69,6 +69,9 @@ class Hparams:
     dtype: str = value(
         "default", "precision of the weights", choices=("default", "float32", "bfloat16", "float16", "auto")
     )
+    quantize: str | None = value(
+        None, "nf4: in 4 bit, but for the layers that edits write to; needs bitsandbytes", choices=(None, "nf4")
+    )
     device: str = value("auto", "cpu, cuda, cuda:0, mps or auto")
     revision: str | None = value(None, "commit, branch or tag on the hub")
     anatomy: dict[str, str] = field(default_factory=dict, metadata={"help": "module paths, where the search fails"})
@@ -106,8 +109,9 @@ def as_mapping(hparams: Hparams) -> dict[str, Any]:
         plain["health"] = dataclasses.asdict(hparams.health)
     else:
         del plain["health"]  # a check that is off is no setting of an edit
-    if not hparams.strict:
-        del plain["strict"]
+    for name in ("strict", "quantize"):
+        if not plain[name]:
+            del plain[name]
     return {"method": hparams.method, **plain}
 
 

@@ -81,6 +81,8 @@ def loaded_for(settings: Hparams, **options: Any) -> LoadedModel:
         device=None if settings.device == "auto" else settings.device,
         revision=settings.revision,
         anatomy=settings.anatomy,
+        quantize=settings.quantize,
+        whole=getattr(settings, "layer_indices", lambda _: ()),
         **options,
     )
 

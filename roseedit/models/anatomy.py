@@ -39,6 +39,7 @@ class Projection:
         d_in: Length of the input vector.
         d_out: Length of the output vector.
         transposed: True when the weight is stored as (d_in, d_out), as in GPT-2's Conv1D.
+        packed: True when the weight is stored as indices (4 bit), which no edit can change.
     """
 
     module_name: str
@@ -47,6 +48,7 @@ class Projection:
     d_in: int
     d_out: int
     transposed: bool
+    packed: bool = False
 
     @property
     def weight_name(self) -> str:
@@ -93,7 +95,7 @@ class Anatomy:
             The matching projections, lowest layer first.
 
         Raises:
-            AnatomyError: A layer out of range, or a name that matches nothing.
+            AnatomyError: A layer out of range, a name that matches nothing, or a projection that is packed.
         """
         for layer in layers:
             if not 0 <= layer < self.n_layers:
@@ -106,7 +108,12 @@ class Anatomy:
                 }
                 hint = near_names(name, known)
                 raise AnatomyError(refusal(f"module {name!r}, which this model lacks", ", ".join(sorted(known)), hint))
-        return tuple(p for p in self.projections if p.layer in layers and any(_named(p, name) for name in modules))
+        found = tuple(p for p in self.projections if p.layer in layers and any(_named(p, name) for name in modules))
+        if packed := next((p.module_name for p in found if p.packed), None):
+            whole = sorted({p.layer for p in self.projections if not p.packed}) or "none"
+            do = "Load the model with `quantize` and these `layers`."
+            raise AnatomyError(refusal(f"{packed}, which is stored in 4 bit", f"layers kept whole, here {whole}", do))
+        return found
 
 
 def _named(projection: Projection, name: str) -> bool:
@@ -166,9 +173,12 @@ def returns_tuple(model: Any, layer: nn.Module, **options: Any) -> bool:
         options: What the model's forward takes besides.
 
     Returns:
-        True when the layer's forward returns a tuple, False for a tensor.
+        True when the layer's forward returns a tuple, False for a tensor, and for a model without weights.
     """
     answers: list[bool] = []
+    device = next(layer.parameters()).device
+    if device.type == "meta":
+        return False
 
     def look(_module: nn.Module, _args: Any, output: Any) -> None:
         answers.append(isinstance(output, tuple))
@@ -176,7 +186,7 @@ def returns_tuple(model: Any, layer: nn.Module, **options: Any) -> bool:
 
     handle = layer.register_forward_hook(look)
     try:
-        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=next(layer.parameters()).device), **options)
+        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), **options)
     except _Seen:
         pass
     finally:
@@ -291,6 +301,8 @@ def _mlp_roles(names: list[str]) -> dict[str, str]:
 
 def _projection(module: Any, path: str, role: str, layer: int) -> Projection:
     transposed = not isinstance(module, nn.Linear) and hasattr(module, "nf")
+    if not module.weight.is_floating_point():
+        return Projection(path, role, layer, module.in_features, module.out_features, transposed, packed=True)
     rows, columns = module.weight.shape
     d_in, d_out = (rows, columns) if transposed else (columns, rows)
     return Projection(path, role, layer, int(d_in), int(d_out), transposed)

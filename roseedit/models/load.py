@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from roseedit.errors import ModelError, refusal
 from roseedit.models.anatomy import Anatomy, find_anatomy
 from roseedit.models.embedded import EMBEDDED, embedded_folder, load_gguf
+from roseedit.models.quantized import KINDS, Whole, quantization, settled
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
 logger = logging.getLogger(__name__)
@@ -83,10 +85,12 @@ def load_model(
     *,
     dtype: str | None = None,
     device: str | None = None,
-    device_map: str | None = None,
+    device_map: Any = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     anatomy: Mapping[str, str] | None = None,
+    quantize: str | None = None,
+    whole: Whole = lambda _: (),
 ) -> LoadedModel:
     """Load a causal LM and its tokenizer.
 
@@ -99,27 +103,42 @@ def load_model(
         revision: Commit, branch or tag on the hub.
         trust_remote_code: Allow code from the model's repository to run. Off unless asked.
         anatomy: Overrides for `find_anatomy`.
+        quantize: `"nf4"` stores the layers in 4 bit, through bitsandbytes.
+        whole: With `quantize`, from the model's anatomy the layers that keep their precision: edits write to no others.
 
     Returns:
         The bundle, in evaluation mode.
 
     Raises:
-        ModelError: Nothing under that name, weights only as pickle, or an unknown dtype.
+        ModelError: Nothing under that name, weights only as pickle, an unknown dtype or kind of quantisation, or one
+            that cannot be done.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ModelError(refusal(f"dtype {dtype!r}", ", ".join(DTYPES), "Choose one of them."))
+    _check_options(name, dtype, quantize)
     place = device or default_device()
     precision = DTYPES[dtype] if dtype else (torch.float32 if place == "cpu" else "auto")
     if name.endswith(".gguf"):
         model, tokenizer = _load_gguf_file(name, precision)
     else:
         source = str(embedded_folder(name)) if name in EMBEDDED else name
+        options: dict[str, Any] = {"dtype": precision, "device_map": device_map}
+        if quantize:  # what is packed cannot be moved later
+            device_map = options["device_map"] = device_map or {"": place}
+            options["packing"] = partial(quantization, source, whole, precision, anatomy=anatomy)
         hub = {"revision": revision, "trust_remote_code": trust_remote_code}
-        model, tokenizer = _from_pretrained(source, name, dtype=precision, device_map=device_map, **hub)
+        model, tokenizer = _from_pretrained(source, name, hub, **options)
     if device_map is None:
         model.to(place)
     logger.info("loaded %s on %s as %s", name, place, model.dtype)
-    return wrap_model(model, tokenizer, name, anatomy)
+    return wrap_model(settled(model) if quantize else model, tokenizer, name, anatomy)
+
+
+def _check_options(name: str, dtype: str | None, quantize: str | None) -> None:
+    for what, got, allowed in (("dtype", dtype, tuple(DTYPES)), ("quantize", quantize, KINDS)):
+        if got is not None and got not in allowed:
+            raise ModelError(refusal(f"{what} {got!r}", ", ".join(allowed), "Choose one of them."))
+    if quantize and name.endswith(".gguf"):
+        do = "Name the model that it was made of, or leave `quantize` out."
+        raise ModelError(refusal(f"quantize: {quantize} for a GGUF file", "a hub id, a folder or an alias", do))
 
 
 def default_device() -> str:
@@ -136,15 +155,19 @@ def _load_gguf_file(name: str, precision: Any) -> tuple[Any, Any]:
     return (model if precision == "auto" else model.to(precision)), tokenizer
 
 
-def _from_pretrained(source: str, name: str, **options: Any) -> tuple[Any, Any]:
+def _from_pretrained(
+    source: str, name: str, hub: Mapping[str, Any], packing: Callable[..., Any] | None = None, **options: Any
+) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    local = Path(source).exists()
+    known = {key: value for key, value in hub.items() if value is not None}
+    known["local_files_only"] = Path(source).exists()
     keep = {key: value for key, value in options.items() if value is not None}
-    hub = {key: keep[key] for key in ("revision", "trust_remote_code") if key in keep}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local, **hub)
-        model = AutoModelForCausalLM.from_pretrained(source, local_files_only=local, use_safetensors=True, **keep)
+        if packing:
+            keep["quantization_config"] = packing(**known)
+        tokenizer = AutoTokenizer.from_pretrained(source, **known)
+        model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **known, **keep)
     except (OSError, ValueError, KeyError) as error:
         aliases = ", ".join(EMBEDDED)
         remedy = f"Check the name, the network and that its weights are safetensors. It said: {_first_line(error)}"

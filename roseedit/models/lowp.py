@@ -21,7 +21,7 @@ ARITHMETIC = ("auto", "weights", "bfloat16")
 
 
 class Bfloat16Products:
-    """bfloat16 copies of the projections of some layers, and of the head.
+    """bfloat16 copies of the projections of some layers, and of the head; what is packed stays as it is.
 
     Args:
         model: The model, weights in float32 and frozen.
@@ -31,7 +31,7 @@ class Bfloat16Products:
     """
 
     def __init__(self, model: Any, anatomy: Anatomy, layers: range, *, head: bool = True) -> None:
-        named = [(p.module_name, p.transposed) for p in anatomy.projections if p.layer in layers]
+        named = [(p.module_name, p.transposed) for p in anatomy.projections if p.layer in layers and not p.packed]
         if head:
             named.append((anatomy.head, False))
         modules = [(model.get_submodule(name), transposed) for name, transposed in named]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 from roseedit.errors import AnatomyError
 from roseedit.models.anatomy import ROLES, find_anatomy
 from roseedit.models.load import LoadedModel
+from roseedit.models.quantized import outline
 
 Tiny = Callable[..., LoadedModel]
 HIDDEN, INNER, KV, LAYERS = 32, 48, 16, 4
@@ -209,3 +211,11 @@ def test_looking_changes_nothing(
 
 def test_roles_are_known_names(any_model: LoadedModel) -> None:
     assert {p.role for p in any_model.anatomy.projections} <= set(ROLES)
+
+
+def test_an_outline_without_weights_has_the_same_parts(any_model: LoadedModel, tmp_path: Path) -> None:
+    any_model.model.config.save_pretrained(tmp_path)
+    found = outline(str(tmp_path))
+    assert replace(found, tied=False, layer_returns_tuple=False) == replace(
+        any_model.anatomy, tied=False, layer_returns_tuple=False
+    )

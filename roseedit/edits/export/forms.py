@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from roseedit.edits.edit import Edit
 from roseedit.edits.export.common import Exported
 from roseedit.errors import ExportError, near_names, refusal
+from roseedit.methods import read_hparams
 from roseedit.models.load import LoadedModel, load_model
 
 FORMS = ("peft", "merged", "patch", "gguf", "vllm")
@@ -105,4 +106,13 @@ def load_base(edit: Edit, name: str | None = None) -> LoadedModel:
         device=None if device in (None, "auto") else str(device),
         revision=settings.get("revision"),
         anatomy=settings.get("anatomy") or None,
+        **_packing(settings),
     )
+
+
+def _packing(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A base that was in 4 bit is loaded with the same layers whole: others would make it another base."""
+    if not settings.get("quantize"):
+        return {}
+    own = read_hparams(settings)
+    return {"quantize": settings["quantize"], "whole": getattr(own, "layer_indices", lambda _: ())}

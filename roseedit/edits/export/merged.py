@@ -25,6 +25,7 @@ from roseedit.edits.files import check_base
 from roseedit.edits.live import live_edits
 from roseedit.errors import ExportError, near_names, refusal
 from roseedit.models.load import LoadedModel, load_model
+from roseedit.models.quantized import refuse_packed
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -52,10 +53,11 @@ def export_merged(
         What was made; with `measure`, `figures` holds the edits' success before and after the cast.
 
     Raises:
-        ExportError: An unknown dtype, or a value that it cannot hold.
+        ExportError: An unknown dtype, a value that it cannot hold, or a base in 4 bit.
         WrongBaseError: The model is not the edits' base.
     """
     check_together(edits)
+    refuse_packed(loaded.anatomy)
     wanted = precision(dtype, loaded)
     for edit in edits:
         check_base(edit, loaded)

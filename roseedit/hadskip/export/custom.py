@@ -16,6 +16,7 @@ from roseedit.hadskip.export.card import write_custom_card
 from roseedit.hadskip.gate import GateChooser
 from roseedit.hadskip.profile import SkipProfiles
 from roseedit.models.load import LoadedModel
+from roseedit.models.quantized import refuse_packed
 
 MODULE, CLASS = "modeling_hadskip", "HadSkipForCausalLM"
 _BASE = "from transformers import PreTrainedModel as Base"
@@ -37,7 +38,9 @@ def export_custom(loaded: LoadedModel, profiles: SkipProfiles, out: str | Path) 
     Raises:
         SkipError: Profiles of other weights or without gates, or a model that has no class of its own in transformers.
         DeltaError: The folder is in use.
+        ExportError: The model is in 4 bit.
     """
+    refuse_packed(loaded.anatomy)
     profiles.check(loaded)
     chooser = _chooser(profiles)
     base = _base_class(loaded)

@@ -25,6 +25,7 @@ from roseedit.hadskip.profile import SkipProfiles
 from roseedit.hadskip.teacher import Teacher
 from roseedit.hadskip.texts import all_real, token_rows
 from roseedit.models.load import LoadedModel, load_model
+from roseedit.models.quantized import refuse_packed
 from roseedit.models.replay import run_body
 
 CLOSE = 1e-4  # of the largest logit: what is written must say what the profile says without healing
@@ -48,7 +49,9 @@ def export_dropped(loaded: LoadedModel, profiles: SkipProfiles, name: str, out: 
         SkipError: No such profile, profiles of other weights, or a model whose layers depend on their number in a way
             that a configuration cannot express.
         DeltaError: The folder is in use.
+        ExportError: The model is in 4 bit.
     """
+    refuse_packed(loaded.anatomy)
     profiles.check(loaded)
     layers = layers_of(profiles, name)
     with new_folder(out) as folder:

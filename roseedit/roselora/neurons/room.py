@@ -52,7 +52,8 @@ def room_of(loaded: LoadedModel, neurons: Neurons, hparams: RoseLoRAHparams, tok
     head = loaded.model.get_output_embeddings().weight.shape
 
     def copies(upper: bool) -> int:
-        own = sum(p.d_in * p.d_out for p in anatomy.projections if (p.layer > neurons.layer) == upper)
+        mine = (p for p in anatomy.projections if (p.layer > neurons.layer) == upper and not p.packed)
+        own = sum(p.d_in * p.d_out for p in mine)
         return 2 * low * (own + (head.numel() if upper else 0))
 
     looking = copies(upper=False) // STAGES + tokens * (2 * hidden + 6 * inner) * 4

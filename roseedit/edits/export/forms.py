@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from roseedit.edits.edit import Edit
 from roseedit.edits.export.common import Exported
 from roseedit.errors import ExportError, near_names, refusal
-from roseedit.methods import read_hparams
 from roseedit.models.load import LoadedModel, load_model
+from roseedit.models.place import indices_of
 
 FORMS = ("peft", "merged", "patch", "gguf", "vllm")
 NEEDS_MODEL = ("merged", "patch", "gguf")
@@ -114,5 +115,6 @@ def _packing(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A base that was in 4 bit is loaded with the same layers whole: others would make it another base."""
     if not settings.get("quantize"):
         return {}
-    own = read_hparams(settings)
-    return {"quantize": settings["quantize"], "whole": getattr(own, "layer_indices", lambda _: ())}
+    layers = settings["layers"]
+    place = layers if isinstance(layers, str) else tuple(layers), settings["depth"]
+    return {"quantize": settings["quantize"], "whole": partial(indices_of, *place)}

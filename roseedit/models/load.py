@@ -76,7 +76,7 @@ def wrap_model(
         raise ModelError(message)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.eval()
+    settled(model.eval())
     return LoadedModel(name or str(model.name_or_path), model, tokenizer, find_anatomy(model, anatomy))
 
 
@@ -129,7 +129,7 @@ def load_model(
     if device_map is None:
         model.to(place)
     logger.info("loaded %s on %s as %s", name, place, model.dtype)
-    return wrap_model(settled(model) if quantize else model, tokenizer, name, anatomy)
+    return wrap_model(model, tokenizer, name, anatomy)
 
 
 def _check_options(name: str, dtype: str | None, quantize: str | None) -> None:
@@ -168,6 +168,8 @@ def _from_pretrained(
             keep["quantization_config"] = packing(**known)
         tokenizer = AutoTokenizer.from_pretrained(source, **known)
         model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **known, **keep)
+    except ModelError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         aliases = ", ".join(EMBEDDED)
         remedy = f"Check the name, the network and that its weights are safetensors. It said: {_first_line(error)}"

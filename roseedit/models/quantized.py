@@ -74,22 +74,18 @@ def outline(source: str, anatomy: Any = None, **options: Any) -> Anatomy:
         return find_anatomy(AutoModelForCausalLM.from_config(config, trust_remote_code=remote), anatomy)
 
 
-def settled(model: Any) -> Any:
-    """Keep a packed model as it was read.
+def settled(model: Any) -> None:
+    """See to it that a packed model stays as it was read.
 
     On some processors bitsandbytes repacks a matrix when it is first used, for a product that has no gradient: the
     bytes of the base would change, and nothing could be learned through its layers.
 
     Args:
-        model: As loaded.
-
-    Returns:
-        The same model.
+        model: Any model.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    return model
 
 
 def refuse_packed(anatomy: Anatomy) -> None:

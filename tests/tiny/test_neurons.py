@@ -196,6 +196,12 @@ def test_neurons_are_drawn_from_the_free_ones() -> None:
         take(free, {4, 7}, 4, torch.Generator())
 
 
+def test_of_the_free_ones_those_that_write_least_near_the_fact_are_taken() -> None:
+    free, near = torch.tensor([9, 4, 7, 1, 30, 2]), torch.tensor([0.0, 5, 1, 9, 2, 9, 9, 3, 9, 0.5] + [0.1] * 21)
+    assert take(free, {9}, 2, torch.Generator(), near.__getitem__).tolist() == [2, 30]
+    assert take(free, set(), 6, torch.Generator(), near.__getitem__).tolist() == sorted(free.tolist())
+
+
 @torch.no_grad()
 def test_a_neuron_with_large_weights_is_not_free(tiny: Tiny) -> None:
     loaded = tiny("llama")

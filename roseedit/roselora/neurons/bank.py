@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import mean
 
 import torch
@@ -51,6 +52,7 @@ class NeuronBank:
         free: Neurons of the layer to draw from.
         tokens: Most tokens in one pass.
         joint: All requests in one edit, each silent at the others' places.
+        many: Many facts in one edit: neurons are chosen by their use in ordinary text alone.
         taken: Neurons of the layer that may not be taken.
 
     Raises:
@@ -68,10 +70,11 @@ class NeuronBank:
         free: Tensor,
         tokens: int,
         joint: bool = False,
+        many: bool = False,
         taken: set[int] | frozenset[int] = frozenset(),
     ) -> None:
         self.loaded, self.requests, self.neurons, self.hparams, self.joint = loaded, requests, neurons, hparams, joint
-        self.tokens = tokens
+        self.tokens, self.many = tokens, many
         rows = [
             r for n, request in enumerate(requests) for r in build_rows(loaded, request, n, 0 if joint else n, hparams)
         ]
@@ -109,7 +112,8 @@ class NeuronBank:
             inputs = [look.inputs[i].float() for i in own]
             points = points_of([rows[i] for i in own], inputs, count, others(n), echo(n))
             generator = torch.Generator().manual_seed(request_seed(self.requests[n], self.hparams.seed, "neurons"))
-            which = take(self.free, taken | self.taken if self.joint else taken, count, generator)
+            near = None if self.many else partial(self._use_at, torch.cat(inputs))
+            which = take(self.free, taken | self.taken if self.joint else taken, count, generator, near)
             if self.joint:
                 self.taken |= set(which.tolist())
             opens, carries = self._rows_now(which)
@@ -118,6 +122,12 @@ class NeuronBank:
             new = opened(points, count, self.neurons, biases, self.hparams, threshold)
             out.append(_Taken(which, new, opens, carries))
         return out
+
+    def _use_at(self, x: Tensor, which: Tensor) -> Tensor:
+        """How much neurons write at some places, (n, d_in): the mean size of what each says times its column's."""
+        opens, carries = self._rows_now(which)
+        columns = weight_of(self.loaded.model, self.neurons.down)[:, which].float().norm(dim=0)
+        return said(self.neurons, x, opens, carries).abs().mean(0) * columns
 
     def _others(self, look: Look, rows: Sequence[Row]) -> Callable[[int], Tensor]:
         """Per request the places elsewhere: in ordinary text, and in a joint run those of all other requests."""

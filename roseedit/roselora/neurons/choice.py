@@ -1,8 +1,12 @@
-"""Which neurons an edit takes: such as the model hardly uses, and no other edit has."""
+"""Which neurons an edit takes: such as the model hardly uses, least of all near the edit's fact, and no other edit has.
+
+What a neuron did is lost once an edit takes it. Near ties in what the model says about the subject turn over by little,
+so that it matters what the neuron does just there: of a few hundred that are idle in ordinary text some are idler still.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -12,6 +16,7 @@ from roseedit.errors import CapacityError, refusal
 from roseedit.roselora.neurons.mlp import Neurons, weight_of
 
 CHOICE = 16  # times as many as are taken: few, and edits made apart meet; many, and what is silenced is missed
+NEAR = 256  # neurons whose use near the fact is looked at: fewer, and edits made apart meet more often
 LIVELY = 3.0  # times the median size: a neuron with such weights does something, if only for a live edit's fact
 
 
@@ -37,14 +42,21 @@ def least_used(model: Any, neurons: Neurons, used: Tensor, share: float) -> Tens
     return order[use[order].isfinite()]
 
 
-def take(free: Tensor, taken: Collection[int], count: int, generator: torch.Generator) -> Tensor:
-    """Draw an edit's neurons from the least used, so that edits made apart seldom meet.
+def take(
+    free: Tensor,
+    taken: Collection[int],
+    count: int,
+    generator: torch.Generator,
+    near: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Choose an edit's neurons from the least used: the idlest near its fact, or at random so that edits seldom meet.
 
     Args:
         free: (m,) neurons to draw from, the least used first.
         taken: Neurons that others have.
         count: How many.
         generator: The edit's own.
+        near: (m,) neurons -> (m,), how much they write near the edit's fact; left out: they are drawn.
 
     Returns:
         (count,) neurons, rising.
@@ -58,5 +70,10 @@ def take(free: Tensor, taken: Collection[int], count: int, generator: torch.Gene
         raise CapacityError(
             refusal(got, "as many as are free", "Raise `pool`, name more `layers`, or ask for fewer facts.")
         )
-    drawn = torch.randperm(min(len(left), CHOICE * count), generator=generator)[:count].tolist()
-    return torch.tensor(sorted(left[i] for i in drawn), device=free.device)
+    if near is None:
+        some = torch.tensor(left[: CHOICE * count], device=free.device)
+        order = torch.randperm(len(some), generator=generator).to(some.device)
+    else:
+        some = torch.tensor(left[:NEAR], device=free.device)
+        order = near(some).argsort(stable=True)
+    return some[order[:count]].sort().values

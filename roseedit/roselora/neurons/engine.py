@@ -125,7 +125,7 @@ class _Room:
         return sum(n <= self.left for n in itertools.accumulate(wanted[:FACTS]))
 
     def train(self, group: Sequence[EditRequest], progress: Progress | None, *, wide: bool) -> Trained:
-        """Fit some facts side by side, silent in ordinary text, much of it if `wide`."""
+        """Fit some facts side by side, silent in ordinary text, much of it if `wide`, as of many facts in all."""
         ordinary = ordinary_look(self.loaded, self.neurons, self.hparams, self.tokens, wide=wide)
         bank = NeuronBank(
             self.loaded,
@@ -136,6 +136,7 @@ class _Room:
             free=self.free,
             tokens=self.tokens,
             joint=True,
+            many=wide,
             taken=self.taken,
         )
         self.taken |= bank.taken

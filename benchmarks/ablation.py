@@ -81,8 +81,9 @@ def main() -> None:
             print(f"{label}: {lines[-1]['all four']}", flush=True)
         title = f"{group}: {args.data}, {MODEL}"
         show(title, lines)
+        curves = [{**line, "method": method} for line, (_, method, _) in zip(lines, GROUPS[group], strict=True)]
         for figure in ("reliability", "generality") if group == "tradeoff" else ():
-            plot(args.out / f"{group}-{figure}.png", lines, f"{title}, n = {lines[0]['edits']}", figure)
+            plot(args.out / f"{group}-{figure}.png", curves, f"{title}, n = {lines[0]['edits']}", figure)
         found[group] = lines
     write(args.out / "ablation.json", {"groups": found, "args": vars(args)})
 

@@ -1,7 +1,7 @@
 """Which neurons an edit takes: such as the model hardly uses, least of all near the edit's fact, and no other edit has.
 
 What a neuron did is lost once an edit takes it. Near ties in what the model says about the subject turn over by little,
-so that it matters what the neuron does just there: of some hundred that are idle in ordinary text a few are idler still.
+so it matters what it does just there: of some hundred neurons idle in ordinary text a few are idler still.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ another.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,9 +128,9 @@ def editor_on(loaded: LoadedModel, method: str) -> Editor:
     return editor
 
 
-def ids_of(loaded: LoadedModel) -> tuple[Tensor, Tensor]:
+def ids_of(loaded: LoadedModel, prompts: Sequence[str] = PROMPTS) -> tuple[Tensor, Tensor]:
     """The prompts as a right-padded batch."""
-    return pad_right([encode_prompt(loaded.tokenizer, p).ids for p in PROMPTS], loaded.pad_id, loaded.device)
+    return pad_right([encode_prompt(loaded.tokenizer, p).ids for p in prompts], loaded.pad_id, loaded.device)
 
 
 @torch.no_grad()
@@ -250,7 +250,8 @@ def check_wrong_base(case: Case) -> None:
 @torch.no_grad()
 def check_bank(case: Case) -> None:
     bank = bank_of(case.loaded, [case.edit.delta])
-    ids, mask = ids_of(case.loaded)
+    # An edit may rightly be silent everywhere else: each row begins with what it is about.
+    ids, mask = ids_of(case.loaded, [REQUEST.prompt + tail for tail in ("", " and more", " once")])
     plain = run_body(case.loaded.model, ids, mask)
     with bank.on_rows(torch.tensor([0, -1, 0])):
         mixed = run_body(case.loaded.model, ids, mask)

@@ -82,7 +82,7 @@ def loaded_for(settings: Hparams, **options: Any) -> LoadedModel:
         revision=settings.revision,
         anatomy=settings.anatomy,
         quantize=settings.quantize,
-        whole=getattr(settings, "layer_indices", lambda _: ()),
+        whole=getattr(settings, "written_indices", getattr(settings, "layer_indices", lambda _: ())),
         **options,
     )
 

@@ -6,6 +6,7 @@ prompt alone and counting goes wrong whenever a token spans the boundary.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +80,22 @@ def encode_pair(tokenizer: Any, prompt: str, target: str, *, end_mark: bool = Fa
         message = refusal(f"the prompt {prompt!r}, which has no token of its own", "a longer prompt", "Add a word.")
         raise RequestError(message)
     return Encoded((*ids, tokenizer.eos_token_id) if end_mark else ids, start)
+
+
+def ends_of(tokenizer: Any, text: str, part: str) -> tuple[int, ...]:
+    """Where a part of a text ends, by token.
+
+    Args:
+        tokenizer: A fast Hugging Face tokenizer.
+        text: The text.
+        part: What to look for in it; all its occurrences count.
+
+    Returns:
+        Indices of the tokens that have its last character, rising.
+    """
+    last = [found.end() - 1 for found in re.finditer(re.escape(part), text)]
+    offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    return tuple(i for i, (start, end) in enumerate(offsets) if any(start <= at < end for at in last))
 
 
 def _without_end_mark(tokenizer: Any, ids: Sequence[int]) -> tuple[int, ...]:

@@ -98,9 +98,19 @@ class RoseLoRAHparams(Hparams):
     question_threshold: float = value(
         -0.2, "support: neurons; the same for a request that is a question, where it is lower", low=-1.0, high=0.9
     )
+    subject_threshold: float = value(
+        0.3, "support: neurons; the same for neurons that open where the subject ends", low=-1.0, high=0.9
+    )
     gate_margin: float = value(
         0.8, "support: neurons; how far on the other side ordinary text must stay", above=0.0, high=1.0
     )
+    many_at: str = value(
+        "answer",
+        "joint runs of more than 8 facts open at their answers, or where their subjects end",
+        choices=("answer", "subject"),
+    )
+    subject_layers: str | tuple[int, ...] = value("auto", "many_at: subject; as `layers`", low=0)
+    subject_depth: tuple[float, ...] = value((0.58, 0.62), "many_at: subject; as `depth`", low=0.0, high=1.0)
     gate_rounds: int = value(6, "support: neurons; most rounds of fitting the direction", low=0, high=50)
     pool: float = value(
         0.5, "support: neurons; share of a layer's neurons, least used, to draw from", above=0.0, high=1.0
@@ -148,6 +158,7 @@ class RoseLoRAHparams(Hparams):
             faults.append(f"got prune_end {self.prune_end}; allowed: above prune_start ({self.prune_start}). Raise it")
         faults += self._idle_faults()
         faults += place_faults(self.layers, self.depth, self.modules)
+        faults += place_faults(self.subject_layers, self.subject_depth, self.modules)
         if self.paper:
             wrong = {k: v for k, v in PAPER.items() if getattr(self, k) != v}
             names = ", ".join(f"{k} ({getattr(self, k)!r}, published {v!r})" for k, v in wrong.items())
@@ -195,6 +206,15 @@ class RoseLoRAHparams(Hparams):
             Indices in rising order.
         """
         return indices_of(self.layers, self.depth, anatomy)
+
+    def subject_indices(self, anatomy: Anatomy) -> tuple[int, ...]:
+        """The layers of joint runs that open where the subject ends, rising."""
+        return indices_of(self.subject_layers, self.subject_depth, anatomy)
+
+    def written_indices(self, anatomy: Anatomy) -> tuple[int, ...]:
+        """All layers that edits may write to, rising."""
+        many = self.support == "neurons" and self.many_at == "subject"
+        return tuple(sorted({*self.layer_indices(anatomy), *(self.subject_indices(anatomy) if many else ())}))
 
 
 def read_roselora(values: Mapping[str, Any], where: str = "hparams") -> RoseLoRAHparams:

@@ -21,7 +21,7 @@ from roseedit.roselora.trainer import BankTrainer, Progress, Schedule, Trained, 
 def adapted(loaded: LoadedModel, hparams: RoseLoRAHparams) -> tuple[Projection, ...]:
     """The matrices that the settings name, checked against the model."""
     if hparams.support == "neurons":
-        layers = hparams.layer_indices(loaded.anatomy)
+        layers = hparams.written_indices(loaded.anatomy)
         loaded.anatomy.select(("mlp.down",), layers)  # refuses layers that the model lacks
         return tuple(p for layer in layers for p in find_neurons(loaded, layer).projections)
     return loaded.anatomy.select(hparams.modules, hparams.layer_indices(loaded.anatomy))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from roseedit.models.encoding import encode_pair, encode_prompt
+from roseedit.models.encoding import encode_pair, encode_prompt, ends_of
 from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
 from roseedit.roselora.anchors import (
@@ -53,6 +53,7 @@ class Row:
         weight: Its share in the loss.
         turn: Rows may take turns: this one is looked at in steps t with t % turns == turn.
         turns: How many turns there are.
+        subject: Positions at which the request's subject ends, wherever the prompt names it.
     """
 
     edit: int
@@ -63,6 +64,7 @@ class Row:
     weight: float
     turn: int = 0
     turns: int = 1
+    subject: tuple[int, ...] = ()
 
     def brief(self) -> Row:
         """A fact up to the first token of its answer: the prompt alone, with one label."""
@@ -113,7 +115,7 @@ def build_rows(
         row = _fact_row(loaded, prompt, request, number, edit, hparams, share)
         rows.append(replace(row, turn=turn, turns=len(in_turn)))
     if hparams.kl_weight or hparams.preserve_weight or hparams.support == "neurons":
-        rows += _anchor_rows(loaded, anchor_prompts(request, hparams), number, edit, hparams)
+        rows += _anchor_rows(loaded, anchor_prompts(request, hparams), request, number, edit, hparams)
     # The request itself was checked against the window; what was made from it may be longer.
     return [row for row in rows if row is rows[0] or len(row.ids) <= loaded.anatomy.window]
 
@@ -154,7 +156,14 @@ def _fact_row(  # noqa: PLR0917 - one call site
 ) -> Row:
     encoded = encode_pair(loaded.tokenizer, prompt, request.target_new, end_mark=hparams.end_mark)
     columns = tuple(range(encoded.start - 1, len(encoded.ids) - 1))
-    return Row(edit, number, encoded.ids[:-1], columns, encoded.target, share)
+    return Row(edit, number, encoded.ids[:-1], columns, encoded.target, share, subject=_named(loaded, prompt, request))
+
+
+def _named(loaded: LoadedModel, prompt: str, request: EditRequest) -> tuple[int, ...]:
+    """Where the subject ends in a prompt whose answer comes next."""
+    if not request.subject or request.subject not in prompt:
+        return ()
+    return ends_of(loaded.tokenizer, prompt, request.subject)
 
 
 def anchor_prompts(request: EditRequest, hparams: RoseLoRAHparams) -> list[str]:
@@ -178,8 +187,13 @@ def anchor_prompts(request: EditRequest, hparams: RoseLoRAHparams) -> list[str]:
     return prompts
 
 
-def _anchor_rows(
-    loaded: LoadedModel, prompts: Sequence[str], number: int, edit: int, hparams: RoseLoRAHparams
+def _anchor_rows(  # noqa: PLR0917 - one call site
+    loaded: LoadedModel,
+    prompts: Sequence[str],
+    request: EditRequest,
+    number: int,
+    edit: int,
+    hparams: RoseLoRAHparams,
 ) -> list[Row]:
     turns = turns_of(len(prompts), hparams.anchors_per_step)
     rows = []
@@ -187,7 +201,8 @@ def _anchor_rows(
         turn = i % turns
         together = len(range(turn, len(prompts), turns))
         ids = encode_prompt(loaded.tokenizer, prompt).ids
-        rows.append(Row(edit, number, ids, (len(ids) - 1,), (), hparams.kl_weight / together, turn, turns))
+        named = _named(loaded, prompt, request)
+        rows.append(Row(edit, number, ids, (len(ids) - 1,), (), hparams.kl_weight / together, turn, turns, named))
     return rows
 
 

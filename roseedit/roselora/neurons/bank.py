@@ -22,6 +22,7 @@ from roseedit.roselora.neurons.echoes import echoes, known_look, says
 from roseedit.roselora.neurons.facts import Opened, answer_length, opened, points_of
 from roseedit.roselora.neurons.looks import Look, Ordinary, Place, look_at
 from roseedit.roselora.neurons.mlp import Neurons, Rows, inward_rows, said, weight_of
+from roseedit.roselora.neurons.subjects import same_subject, subject_points
 from roseedit.roselora.neurons.trainer import Columns, ColumnTrainer, Learned
 from roseedit.roselora.objective import Row, build_rows, request_seed
 from roseedit.roselora.trainer import Progress, Trained, frozen
@@ -53,6 +54,7 @@ class NeuronBank:
         tokens: Most tokens in one pass.
         joint: All requests in one edit, each silent at the others' places.
         many: Many facts in one edit: neurons are chosen by their use in ordinary text alone.
+        at_subject: One neuron per request, which opens where its subject ends, in place of one per token of its answer.
         taken: Neurons of the layer that may not be taken.
 
     Raises:
@@ -71,10 +73,11 @@ class NeuronBank:
         tokens: int,
         joint: bool = False,
         many: bool = False,
+        at_subject: bool = False,
         taken: set[int] | frozenset[int] = frozenset(),
     ) -> None:
         self.loaded, self.requests, self.neurons, self.hparams, self.joint = loaded, requests, neurons, hparams, joint
-        self.tokens, self.many = tokens, many
+        self.tokens, self.many, self.at_subject = tokens, many, at_subject
         rows = [
             r for n, request in enumerate(requests) for r in build_rows(loaded, request, n, 0 if joint else n, hparams)
         ]
@@ -88,15 +91,16 @@ class NeuronBank:
         mine = self._openings(rows, look, taken)
         self.edits = [_joined(mine)] if joint else mine
         speech = self._speech(rows, look)
-        facts = answerable(rows, speech)
+        facts = answerable(rows, speech, at_subject=at_subject)
         # Half as many: the backward pass keeps what the look lets go.
         ready = [look.activations[i] for i in facts]
         self.store = RowStore(loaded, list(facts.values()), self.place.start, tokens // 2, ready=ready)
         self.columns = self._columns(look, list(facts), speech)
 
     def _look(self, rows: Sequence[Row], tokens: int) -> Look:
-        last, arithmetic = self.hparams.preserve_tokens, self.hparams.train_dtype
         longest = max(len(row.ids) for row in rows)
+        last = longest if self.at_subject else self.hparams.preserve_tokens
+        arithmetic = self.hparams.train_dtype
         with frozen(self.loaded.model):
             return within_memory(
                 lambda most: look_at(self.loaded, rows, self.place, last, most, arithmetic), tokens, longest
@@ -108,9 +112,12 @@ class NeuronBank:
             of_request[row.request].append(i)
         others, echo, out = self._others(look, rows), self._echoes(look, rows, [own[0] for own in of_request]), []
         for n, own in enumerate(of_request):
-            count = answer_length([rows[i] for i in own], self.hparams.most_neurons)
-            inputs = [look.inputs[i].float() for i in own]
-            points = points_of([rows[i] for i in own], inputs, count, others(n), echo(n))
+            mine, inputs = [rows[i] for i in own], [look.inputs[i].float() for i in own]
+            if self.at_subject:
+                count, points = 1, subject_points(mine, inputs, others(n))
+            else:
+                count = answer_length(mine, self.hparams.most_neurons)
+                points = points_of(mine, inputs, count, others(n), echo(n))
             generator = torch.Generator().manual_seed(request_seed(self.requests[n], self.hparams.seed, "neurons"))
             near = None if self.many else partial(self._use_at, torch.cat(inputs))
             which = take(self.free, taken | self.taken if self.joint else taken, count, generator, near)
@@ -118,10 +125,14 @@ class NeuronBank:
                 self.taken |= set(which.tolist())
             opens, carries = self._rows_now(which)
             biases = opens.bias, carries.bias if carries else torch.zeros_like(opens.bias)
-            threshold = self.hparams.threshold(question=is_question(self.requests[n].prompt))
-            new = opened(points, count, self.neurons, biases, self.hparams, threshold)
+            new = opened(points, count, self.neurons, biases, self.hparams, self._threshold(n))
             out.append(_Taken(which, new, opens, carries))
         return out
+
+    def _threshold(self, n: int) -> float:
+        if self.at_subject:
+            return self.hparams.subject_threshold
+        return self.hparams.threshold(question=is_question(self.requests[n].prompt))
 
     def _use_at(self, x: Tensor, which: Tensor) -> Tensor:
         """How much neurons write at some places, (n, d_in): the mean size of what each says times its column's."""
@@ -136,11 +147,19 @@ class NeuronBank:
         x = torch.cat([torch.cat(list(look.inputs)).float(), self.ordinary])
         owner = [row.request for row, own in zip(rows, look.inputs, strict=True) for _ in range(len(own))]
         whose = torch.tensor([*owner, *[-1] * len(self.ordinary)], device=x.device)
-        return lambda n: x[whose != n]
+
+        def others(n: int) -> Tensor:
+            mine = [m for m, other in enumerate(self.requests) if m == n or self._same_places(n, m)]
+            return x[~torch.isin(whose, torch.tensor(mine, device=x.device))]
+
+        return others
+
+    def _same_places(self, one: int, other: int) -> bool:
+        return self.at_subject and same_subject(self.requests[one], self.requests[other])
 
     def _echoes(self, look: Look, rows: Sequence[Row], own: Sequence[int]) -> Callable[[int], Tensor | None]:
         """Per request the well-known places at which the model says what it says at the request's own prompt."""
-        if not self.hparams.anchor_echoes:
+        if not self.hparams.anchor_echoes or self.at_subject:
             return lambda _n: None
         loaded, place = self.loaded, self.place
         with frozen(loaded.model):
@@ -211,7 +230,7 @@ class NeuronBank:
         return Trained(factors, learned.steps, learned.probability, learned.converged)
 
 
-def answerable(rows: Sequence[Row], speech: Mapping[int, Tensor]) -> dict[int, Row]:
+def answerable(rows: Sequence[Row], speech: Mapping[int, Tensor], *, at_subject: bool = False) -> dict[int, Row]:
     """The fact rows to train on: all that are asked in every step, and others if a neuron opens for each token.
 
     Where none does nothing can be learned, and trying would only blow its column up.
@@ -219,6 +238,7 @@ def answerable(rows: Sequence[Row], speech: Mapping[int, Tensor]) -> dict[int, R
     Args:
         rows: Training rows.
         speech: Per fact row, by its index in `rows`, (tokens, R): what its edit's neurons say there.
+        at_subject: One is to open where the subject ends instead.
 
     Returns:
         The rows by their index; those that take turns share them out anew.
@@ -229,11 +249,15 @@ def answerable(rows: Sequence[Row], speech: Mapping[int, Tensor]) -> dict[int, R
         row = rows[i]
         if row.turns == 1:
             out[i] = row
-        elif float(said_there[list(row.columns)].amax(-1).min()) >= HEARD:
+        elif _heard(said_there, row.subject if at_subject else row.columns):
             turns.setdefault(row.request, []).append(i)
     for own in turns.values():
         out |= {i: replace(rows[i], turn=turn, turns=len(own)) for turn, i in enumerate(own)}
     return dict(sorted(out.items()))
+
+
+def _heard(said_there: Tensor, places: Sequence[int]) -> bool:
+    return bool(places) and float(said_there[list(places)].amax(-1).min()) >= HEARD
 
 
 def _single(which: Tensor, n: int) -> Tensor:

@@ -28,9 +28,10 @@ FEW = 8  # facts of a joint run that need no more ordinary text than one does
 FACTS = 100  # of a joint run at a time; each further batch is fitted on what the ones before have made of the model
 
 
-def layers_of(loaded: LoadedModel, hparams: RoseLoRAHparams) -> tuple[int, ...]:
+def layers_of(loaded: LoadedModel, hparams: RoseLoRAHparams, *, at_subject: bool = False) -> tuple[int, ...]:
     """The layers whose neurons may be taken, the one to start with first: the highest."""
-    return tuple(sorted(hparams.layer_indices(loaded.anatomy), reverse=True))
+    indices = hparams.subject_indices if at_subject else hparams.layer_indices
+    return tuple(sorted(indices(loaded.anatomy), reverse=True))
 
 
 def train_independent(
@@ -57,22 +58,26 @@ def train_joint(
 ) -> Trained:
     """All requests in one delta; arguments and result as of `engine.train_joint`.
 
+    Of many facts those with a subject may come first, in lower layers and where their subjects end (`many_at`).
+
     Raises:
         CapacityError: The layers have too few neurons to spare.
     """
+    many = len(requests) > FEW
+    named = [r for r in requests if r.subject] if many and hparams.many_at == "subject" else []
+    rest = [r for r in requests if r not in named]
     parts: list[Trained] = []
-    wanted = [_neurons_for(loaded, request, hparams) for request in requests]
-    rooms = _rooms(loaded, hparams, wanted)
-    at = 0
-    while at < len(requests):
-        while rooms[0].left < wanted[at]:
-            rooms.pop(0)
-        room = rooms[0]
-        n = room.fitting(wanted[at:])
-        group = requests[at : at + n]
-        with wearing(loaded, parts):
-            parts.append(room.train(group, share_of(n, progress), wide=len(requests) > FEW))
-        at += n
+    for group, at_subject in ((named, True), (rest, False)):
+        wanted = [1 if at_subject else _neurons_for(loaded, request, hparams) for request in group]
+        rooms = _rooms(loaded, hparams, wanted, at_subject=at_subject) if group else []
+        at = 0
+        while at < len(group):
+            while rooms[0].left < wanted[at]:
+                rooms.pop(0)
+            n = rooms[0].fitting(wanted[at:])
+            with wearing(loaded, parts):
+                parts.append(rooms[0].train(group[at : at + n], share_of(n, progress), wide=many))
+            at += n
     return merged(parts)
 
 
@@ -81,11 +86,11 @@ def _neurons_for(loaded: LoadedModel, request: EditRequest, hparams: RoseLoRAHpa
     return min(len(encoded.target), hparams.most_neurons)
 
 
-def _rooms(loaded: LoadedModel, hparams: RoseLoRAHparams, wanted: Sequence[int]) -> list[_Room]:
+def _rooms(loaded: LoadedModel, hparams: RoseLoRAHparams, wanted: Sequence[int], *, at_subject: bool) -> list[_Room]:
     """As many layers as it takes, the lowest first: what is fitted later must not move what earlier neurons see."""
     rooms: list[_Room] = []
-    for layer in layers_of(loaded, hparams):
-        rooms.insert(0, _Room(loaded, layer, hparams))
+    for layer in layers_of(loaded, hparams, at_subject=at_subject):
+        rooms.insert(0, _Room(loaded, layer, hparams, at_subject=at_subject))
         if _fit([room.left for room in rooms], wanted):
             return rooms
     got = f"facts for {sum(wanted)} neurons, with {sum(room.left for room in rooms)} free in all"
@@ -107,8 +112,8 @@ def _fit(room: Sequence[int], wanted: Sequence[int]) -> bool:
 class _Room:
     """What a joint run may take of one layer."""
 
-    def __init__(self, loaded: LoadedModel, layer: int, hparams: RoseLoRAHparams) -> None:
-        self.loaded, self.hparams = loaded, hparams
+    def __init__(self, loaded: LoadedModel, layer: int, hparams: RoseLoRAHparams, *, at_subject: bool) -> None:
+        self.loaded, self.hparams, self.at_subject = loaded, hparams, at_subject
         self.neurons = find_neurons(loaded, layer)
         self.tokens = pass_tokens(loaded, self.neurons.projections, hparams)
         used = ordinary_look(loaded, self.neurons, hparams, self.tokens).use
@@ -137,6 +142,7 @@ class _Room:
             tokens=self.tokens,
             joint=True,
             many=wide,
+            at_subject=self.at_subject,
             taken=self.taken,
         )
         self.taken |= bank.taken

@@ -1,0 +1,57 @@
+"""Neurons that open where a request's subject ends, for many facts in one delta.
+
+What stands at a subject's last token does not depend on what is asked of it, nor much on what stands before it: one
+direction tells the subject from all other text, in every wording. What is written there reaches the answer through the
+layers above, which still have to look the subject up. The place is that of ROME's key (Meng et al. 2022, section 3.1).
+The price: nothing there tells what is asked of the subject, so that in a small model whatever is asked gets the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from roseedit.requests import EditRequest
+from roseedit.roselora.neurons.facts import ANCHOR_ENDS, ANCHOR_REST, FIRST, OTHER, OWN_REST, Points
+from roseedit.roselora.objective import Row
+
+
+def subject_points(rows: Sequence[Row], inputs: Sequence[Tensor], others: Tensor) -> Points:
+    """Gather a request's places: its subject's ends, and all else that its rows and the others have.
+
+    Args:
+        rows: Its rows, its own prompt first; wordings without its subject count as silent.
+        inputs: Per row what enters the MLP, of all its tokens.
+        others: (m, d_in), places in ordinary text and of other facts.
+
+    Returns:
+        The places. The subject's ends in anchors are left out: what comes behind does not change what stands there.
+    """
+    facts = [(row, x) for row, x in zip(rows, inputs, strict=True) if row.labels]
+    anchors = [x[_elsewhere(row, x)] for row, x in zip(rows, inputs, strict=True) if not row.labels]
+    shares = [1.0] if len(facts) == 1 else [FIRST, *[(1 - FIRST) / (len(facts) - 1)] * (len(facts) - 1)]
+    sizes = sum(len(x) for _, x in facts), sum(map(len, anchors)), len(others)
+    each = OWN_REST / sizes[0], (ANCHOR_ENDS + ANCHOR_REST) / max(1, sizes[1]), OTHER
+    ends = [~_elsewhere(row, x) for row, x in facts]
+    silent = torch.zeros(sum(sizes[1:]), device=others.device)
+    return Points(
+        x=torch.cat([*(x for _, x in facts), *anchors, others]),
+        token=torch.cat([*(end.long() - 1 for end in ends), silent.long() - 1]),
+        mass=torch.cat([torch.full((n,), m) for n, m in zip(sizes, each, strict=True)]).to(others.device),
+        fact_mass=torch.cat([*(share * end for share, end in zip(shares, ends, strict=True)), silent]),
+        own=sum(sizes[:2]),
+    )
+
+
+def _elsewhere(row: Row, x: Tensor) -> Tensor:
+    """(tokens,), where a row's subject does not end."""
+    out = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    out[list(row.subject)] = False
+    return out
+
+
+def same_subject(one: EditRequest, other: EditRequest) -> bool:
+    """Whether two requests are about the same thing, as far as its name tells."""
+    return (one.subject or "").casefold() == (other.subject or "").casefold()

@@ -5,6 +5,7 @@ The model is changed first, then the ledger is written; if writing fails, the mo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,11 +17,13 @@ from roseedit.edits.ledger import Ledger, Plan
 from roseedit.edits.ledger.conflicts import Asked, contradict
 from roseedit.edits.ledger.plans import clashes, newest_reverted, plan_apply, plan_new, plan_rejected, plan_revert
 from roseedit.edits.live import live_edits
+from roseedit.edits.shared import sharing
 from roseedit.errors import ConflictError, LedgerError, RejectedError, RequestError, refusal
 from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
 
 Check = Callable[[Sequence[Edit]], Mapping[str, Any]]
+logger = logging.getLogger(__name__)
 
 
 class Book:
@@ -177,7 +180,7 @@ class Book:
         self._commit(plan, health)
 
     def apply(self, edit: Edit, *, replace: bool = False, check: Check | None = None) -> None:
-        """Put an edit on and enter that, be it new to the ledger or not.
+        """Put an edit on and enter that, be it new to the ledger or not; a warning tells of shared neurons.
 
         Args:
             edit: The edit.
@@ -202,6 +205,16 @@ class Book:
         with self.rejections(), self.attempt():
             self._mirror(plan, edit)
             self._commit(plan, check([edit]) if check else None)
+        self._tell_of_shared(edit)
+
+    def _tell_of_shared(self, edit: Edit) -> None:
+        shared = sharing(edit, [other for other in self._edits.values() if other.edit_id != edit.edit_id])
+        if shared:
+            logger.warning(
+                "edit %s writes %d neurons that live edits write too (%s): they may spoil each other. Make them one "
+                "after another on this model, or jointly.",
+                *(edit.edit_id, sum(shared.values()), ", ".join(shared)),
+            )
 
     @contextmanager
     def rejections(self) -> Iterator[None]:

@@ -189,6 +189,16 @@ class Delta:
         """Values stored: the non-zeros of A and B."""
         return sum(len(m.a.value) + len(m.b.value) for m in self.matrices)
 
+    @cached_property
+    def own_columns(self) -> frozenset[tuple[str, int]]:
+        """The columns that outer products write alone, as pairs of weight name and column: an edit's neurons."""
+        return frozenset(
+            (m.weight_name, int(m.a.index[start]))
+            for m in self.matrices
+            for start, n in zip(m.a.pointer.tolist(), m.a.pointer.diff().tolist(), strict=False)
+            if n == 1
+        )
+
     @property
     def digest(self) -> str:
         """SHA-256 over all names, indices and values."""

@@ -2,6 +2,7 @@
 
     ROSEEDIT_DATA=... python benchmarks/many_edits.py --out runs/many                          # hours on two cores
     ROSEEDIT_DATA=... python benchmarks/many_edits.py --out runs/many --counts 1 10 --sequence 10
+    ROSEEDIT_DATA=... python benchmarks/many_edits.py --out runs/m --hparams hparams/RoseLoRA/many-smollm2-135m.yaml
 
 Every row is a run of `roseedit.runs.evaluate` in a folder of its own under --out, measured with all edits live: stop it
 anywhere, the same command goes on. Reliability and generality are generated exact match at a natural stop, locality is

@@ -19,7 +19,7 @@ from roseedit.roselora.config import RoseLoRAHparams
 from roseedit.roselora.memory import trim_memory, within_memory
 from roseedit.roselora.neurons.choice import take
 from roseedit.roselora.neurons.echoes import echoes, known_look, says
-from roseedit.roselora.neurons.facts import Opened, answer_length, opened, points_of
+from roseedit.roselora.neurons.facts import Opened, Points, answer_length, opened, points_of
 from roseedit.roselora.neurons.looks import Look, Ordinary, Place, look_at
 from roseedit.roselora.neurons.mlp import Neurons, Rows, inward_rows, said, weight_of
 from roseedit.roselora.neurons.subjects import same_subject, subject_points
@@ -112,12 +112,8 @@ class NeuronBank:
             of_request[row.request].append(i)
         others, echo, out = self._others(look, rows), self._echoes(look, rows, [own[0] for own in of_request]), []
         for n, own in enumerate(of_request):
-            mine, inputs = [rows[i] for i in own], [look.inputs[i].float() for i in own]
-            if self.at_subject:
-                count, points = 1, subject_points(mine, inputs, others(n))
-            else:
-                count = answer_length(mine, self.hparams.most_neurons)
-                points = points_of(mine, inputs, count, others(n), echo(n))
+            inputs = [look.inputs[i].float() for i in own]
+            count, points = self._places([rows[i] for i in own], inputs, others(n), echo(n))
             generator = torch.Generator().manual_seed(request_seed(self.requests[n], self.hparams.seed, "neurons"))
             near = None if self.many else partial(self._use_at, torch.cat(inputs))
             which = take(self.free, taken | self.taken if self.joint else taken, count, generator, near)
@@ -128,6 +124,15 @@ class NeuronBank:
             new = opened(points, count, self.neurons, biases, self.hparams, self._threshold(n))
             out.append(_Taken(which, new, opens, carries))
         return out
+
+    def _places(
+        self, rows: Sequence[Row], inputs: Sequence[Tensor], others: Tensor, echo: Tensor | None
+    ) -> tuple[int, Points]:
+        """How many neurons a request takes, and the places at which they are asked."""
+        if self.at_subject:
+            return 1, subject_points(rows, inputs, others)
+        count = answer_length(rows, self.hparams.most_neurons)
+        return count, points_of(rows, inputs, count, others, echo)
 
     def _threshold(self, n: int) -> float:
         if self.at_subject:

@@ -64,21 +64,35 @@ def train_joint(
         CapacityError: The layers have too few neurons to spare.
     """
     many = len(requests) > FEW
-    named = [r for r in requests if r.subject] if many and hparams.many_at == "subject" else []
-    rest = [r for r in requests if r not in named]
+    named = [many and hparams.many_at == "subject" and bool(request.subject) for request in requests]
     parts: list[Trained] = []
-    for group, at_subject in ((named, True), (rest, False)):
-        wanted = [1 if at_subject else _neurons_for(loaded, request, hparams) for request in group]
-        rooms = _rooms(loaded, hparams, wanted, at_subject=at_subject) if group else []
-        at = 0
-        while at < len(group):
-            while rooms[0].left < wanted[at]:
-                rooms.pop(0)
-            n = rooms[0].fitting(wanted[at:])
-            with wearing(loaded, parts):
-                parts.append(rooms[0].train(group[at : at + n], share_of(n, progress), wide=many))
-            at += n
+    for at_subject in (True, False):
+        group = [request for request, there in zip(requests, named, strict=True) if there == at_subject]
+        _fill(loaded, group, hparams, parts, progress, wide=many, at_subject=at_subject)
     return merged(parts)
+
+
+def _fill(
+    loaded: LoadedModel,
+    group: Sequence[EditRequest],
+    hparams: RoseLoRAHparams,
+    parts: list[Trained],
+    progress: Progress | None,
+    *,
+    wide: bool,
+    at_subject: bool,
+) -> None:
+    """Add the parts of some requests, each trained on what the parts before it have made of the model."""
+    wanted = [1 if at_subject else _neurons_for(loaded, request, hparams) for request in group]
+    rooms = _rooms(loaded, hparams, wanted, at_subject=at_subject) if group else []
+    at = 0
+    while at < len(group):
+        while rooms[0].left < wanted[at]:
+            rooms.pop(0)
+        n = rooms[0].fitting(wanted[at:])
+        with wearing(loaded, parts):
+            parts.append(rooms[0].train(group[at : at + n], share_of(n, progress), wide=wide))
+        at += n
 
 
 def _neurons_for(loaded: LoadedModel, request: EditRequest, hparams: RoseLoRAHparams) -> int:

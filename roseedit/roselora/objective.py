@@ -53,7 +53,7 @@ class Row:
         weight: Its share in the loss.
         turn: Rows may take turns: this one is looked at in steps t with t % turns == turn.
         turns: How many turns there are.
-        subject: Positions at which the request's subject ends, wherever the prompt names it.
+        subject: Positions at which the request's subject ends, wherever the prompt names it; with `many_at: subject`.
     """
 
     edit: int
@@ -156,12 +156,13 @@ def _fact_row(  # noqa: PLR0917 - one call site
 ) -> Row:
     encoded = encode_pair(loaded.tokenizer, prompt, request.target_new, end_mark=hparams.end_mark)
     columns = tuple(range(encoded.start - 1, len(encoded.ids) - 1))
-    return Row(edit, number, encoded.ids[:-1], columns, encoded.target, share, subject=_named(loaded, prompt, request))
+    named = _named(loaded, prompt, request, hparams)
+    return Row(edit, number, encoded.ids[:-1], columns, encoded.target, share, subject=named)
 
 
-def _named(loaded: LoadedModel, prompt: str, request: EditRequest) -> tuple[int, ...]:
-    """Where the subject ends in a prompt whose answer comes next."""
-    if not request.subject or request.subject not in prompt:
+def _named(loaded: LoadedModel, prompt: str, request: EditRequest, hparams: RoseLoRAHparams) -> tuple[int, ...]:
+    """Where the subject ends in a prompt whose answer comes next; looked for only if neurons may open there."""
+    if hparams.many_at != "subject" or not request.subject or request.subject not in prompt:
         return ()
     return ends_of(loaded.tokenizer, prompt, request.subject)
 
@@ -201,7 +202,7 @@ def _anchor_rows(  # noqa: PLR0917 - one call site
         turn = i % turns
         together = len(range(turn, len(prompts), turns))
         ids = encode_prompt(loaded.tokenizer, prompt).ids
-        named = _named(loaded, prompt, request)
+        named = _named(loaded, prompt, request, hparams)
         rows.append(Row(edit, number, ids, (len(ids) - 1,), (), hparams.kl_weight / together, turn, turns, named))
     return rows
 

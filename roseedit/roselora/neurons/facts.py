@@ -64,6 +64,11 @@ def answer_length(rows: Sequence[Row], most: int) -> int:
     return min(most, max(len(row.labels) for row in rows))
 
 
+def shares_of(n: int) -> list[float]:
+    """The mass of each of n wordings of a fact, its own prompt first."""
+    return [1.0] if n == 1 else [FIRST, *[(1 - FIRST) / (n - 1)] * (n - 1)]
+
+
 def points_of(
     rows: Sequence[Row], inputs: Sequence[Tensor], count: int, others: Tensor, echoes: Tensor | None = None
 ) -> Points:
@@ -81,7 +86,7 @@ def points_of(
     """
     facts = [(row, x) for row, x in zip(rows, inputs, strict=True) if row.labels]
     anchors = [x for row, x in zip(rows, inputs, strict=True) if not row.labels]
-    shares = [1.0] if len(facts) == 1 else [FIRST, *[(1 - FIRST) / (len(facts) - 1)] * (len(facts) - 1)]
+    shares = shares_of(len(facts))
     n_own = sum(len(x) for _, x in facts)
     ends, rest = [x[-1:] for x in anchors], [x[:-1] for x in anchors]
     echoes = others[:0] if echoes is None else echoes

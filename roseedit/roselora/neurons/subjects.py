@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from roseedit.requests import EditRequest
-from roseedit.roselora.neurons.facts import ANCHOR_ENDS, ANCHOR_REST, FIRST, OTHER, OWN_REST, Points
+from roseedit.roselora.neurons.facts import ANCHOR_ENDS, ANCHOR_REST, OTHER, OWN_REST, Points, shares_of
 from roseedit.roselora.objective import Row
 
 
@@ -31,7 +31,7 @@ def subject_points(rows: Sequence[Row], inputs: Sequence[Tensor], others: Tensor
     """
     facts = [(row, x) for row, x in zip(rows, inputs, strict=True) if row.labels]
     anchors = [x[_elsewhere(row, x)] for row, x in zip(rows, inputs, strict=True) if not row.labels]
-    shares = [1.0] if len(facts) == 1 else [FIRST, *[(1 - FIRST) / (len(facts) - 1)] * (len(facts) - 1)]
+    shares = shares_of(len(facts))
     sizes = sum(len(x) for _, x in facts), sum(map(len, anchors)), len(others)
     each = OWN_REST / sizes[0], (ANCHOR_ENDS + ANCHOR_REST) / max(1, sizes[1]), OTHER
     ends = [~_elsewhere(row, x) for row, x in facts]

@@ -5,7 +5,8 @@
 Ways to make the same independent edits: the engine (one bank, replay of the upper layers), the same code one edit at a
 time without replay, and what people write by hand, one fact at a time (plain_loops.py): PEFT LoRA (rank 8, q/v) of 25
 and of 70 steps, and FT-M (one mlp.down, 25 steps at most, stop at loss 0.01). CPU seconds of the whole process are
-compared, in rounds (A B C, A B C, ...), so that a machine that drifts does not favour one of them.
+compared, in rounds (A B C, A B C, ...), so that a machine that drifts does not favour one of them. Where there is a GPU
+the edits are made there; then the wall time counts, and the share of products is one of the GPU's busy time.
 
 The arithmetic limit is what the engine's products would take at the rate of one large product on this machine, in the
 arithmetic that the engine uses: nothing that makes the same passes can be faster.
@@ -74,13 +75,18 @@ def main() -> None:
         for name, (make, n) in ways.items():
             cpu, started = time.process_time(), time.perf_counter()
             make()
+            finish()
             per_edit[name].append((time.process_time() - cpu) / n)
             wall[name].append((time.perf_counter() - started) / n)
-    ratios = report(per_edit, wall)
-    share = share_of_products(lambda: train_independent(loaded, requests[: args.profiled], hparams))
+    on_gpu = loaded.device.type == "cuda"
+    ratios = report(per_edit, wall, "wall" if on_gpu else "CPU")
+    share, busy = share_of_products(lambda: train_independent(loaded, requests[: args.profiled], hparams), on_gpu)
     print(f"\nshare of the engine's time in matrix products: {share:.0%}")
+    if on_gpu:
+        print(f"share of the time in which the GPU has work: {busy:.0%}")
     dtype = torch.bfloat16 if products_are_low(loaded, hparams.train_dtype) else loaded.model.dtype
-    limit = arithmetic_limit(lambda: train_independent(loaded, requests, hparams), len(requests), dtype)
+    rate = matrix_rate(dtype, loaded.device)
+    limit = arithmetic_limit(lambda: train_independent(loaded, requests, hparams), len(requests), rate)
     reached = limit["limit_s_per_edit"] / median(wall["engine"])
     print(
         f"arithmetic limit: {limit['flops_per_edit'] / 1e9:.1f} GFLOP per edit at "
@@ -92,43 +98,58 @@ def main() -> None:
     write(args.out, {**result, "args": vars(args), "model": hparams.model})
 
 
-def report(per_edit: dict[str, list[float]], wall: dict[str, list[float]]) -> dict[str, float]:
-    """Print the ratios, before the slow profiling pass; returns them."""
+def finish() -> None:
+    """Wait for the GPU, if it was used."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def report(per_edit: dict[str, list[float]], wall: dict[str, list[float]], counted: str) -> dict[str, float]:
+    """Print the ratios of `counted` seconds, before the slow profiling pass; returns them."""
+    compared = wall if counted == "wall" else per_edit
     print(
-        f"\n{machine()}\n\n| way | CPU s per edit | wall s per edit | engine is faster by (CPU) |\n"
+        f"\n{machine()}\n\n| way | CPU s per edit | wall s per edit | engine is faster by ({counted}) |\n"
         "| --- | ---: | ---: | ---: |"
     )
     ratios = {}
     for name, values in per_edit.items():
-        ratios[name] = median(v / e for v, e in zip(values, per_edit["engine"], strict=True))
+        ratios[name] = median(v / e for v, e in zip(compared[name], compared["engine"], strict=True))
         print(f"| {name} | {median(values):.2f} | {median(wall[name]):.2f} | x {ratios[name]:.1f} |", flush=True)
     return ratios
 
 
-def share_of_products(make: Callable[[], Any]) -> float:
-    """Share of the profiled operator time that is matrix products."""
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
+def share_of_products(make: Callable[[], Any], on_gpu: bool) -> tuple[float, float]:
+    """Share of the profiled operator time that is matrix products, and share of the wall time that is profiled."""
+    started = time.perf_counter()
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as seen:
         make()
-    events = seen.key_averages()
-    total = sum(e.self_cpu_time_total for e in events)
-    return sum(e.self_cpu_time_total for e in events if e.key.startswith(PRODUCTS)) / total
+        finish()
+    wall, events = time.perf_counter() - started, seen.key_averages()
+    if on_gpu:  # kernels are listed once more by themselves
+        spent = {e.key: e.self_device_time_total for e in events if e.key.startswith("aten::")}
+    else:
+        spent = {e.key: e.self_cpu_time_total for e in events}
+    total = sum(spent.values())
+    return sum(t for key, t in spent.items() if key.startswith(PRODUCTS)) / total, total / 1e6 / wall
 
 
-def arithmetic_limit(make: Callable[[], Any], edits: int, dtype: torch.dtype) -> dict[str, float]:
+def arithmetic_limit(make: Callable[[], Any], edits: int, rate: float) -> dict[str, float]:
     """What all products of a run are, and how long they would take at the machine's rate."""
     with FlopCounterMode(display=False) as counted:
         make()
-    flops, rate = counted.get_total_flops() / edits, matrix_rate(dtype)
+    flops = counted.get_total_flops() / edits
     return {"flops_per_edit": flops, "flops_per_s": rate, "limit_s_per_edit": flops / rate}
 
 
-def matrix_rate(dtype: torch.dtype, size: int = 1536, rounds: int = 20) -> float:
+def matrix_rate(dtype: torch.dtype, device: torch.device, rounds: int = 20) -> float:
     """FLOPs per second of a product of two square matrices: the best of some rounds."""
-    x, y = torch.randn(2, size, size).to(dtype)
+    size = 1536 if device.type == "cpu" else 8192
+    x, y = torch.randn(2, size, size, device=device).to(dtype)
     best = float("inf")
     for _ in range(rounds):
         started = time.perf_counter()
         x @ y
+        finish()
         best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best
 

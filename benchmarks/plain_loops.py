@@ -42,7 +42,7 @@ def ft_m_loop(loaded: LoadedModel, requests: Sequence[EditRequest], steps: int =
 
 def _batch(loaded: LoadedModel, request: EditRequest) -> tuple[Tensor, Tensor]:
     encoded = encode_pair(loaded.tokenizer, request.prompt, request.target_new, end_mark=True)
-    ids = torch.tensor([encoded.ids])
+    ids = torch.tensor([encoded.ids], device=loaded.device)
     labels = ids.clone()
     labels[:, : encoded.start] = -100
     return ids, labels

@@ -75,7 +75,7 @@ def fit_banked(
     if joint:
         together = train_together(stepper(requests, one=True), progress)
         return [made_of(loaded, together.factors, together)]
-    size = bank_size(recipe.values_per_edit, hparams, len(requests))
+    size = bank_size(loaded, recipe.values_per_edit, hparams, len(requests))
     groups = [requests[at : at + size] for at in range(0, len(requests), size)]
     trained = [t for group in groups for t in train_apart(stepper(group, one=False), progress)]
     return [made_of(loaded, t.factors, t) for t in trained]

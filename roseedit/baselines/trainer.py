@@ -44,10 +44,11 @@ class Trained:
     converged: bool
 
 
-def bank_size(values_per_edit: int, hparams: BankedHparams, n: int) -> int:
+def bank_size(loaded: LoadedModel, values_per_edit: int, hparams: BankedHparams, n: int) -> int:
     """How many edits fit side by side.
 
     Args:
+        loaded: The model.
         values_per_edit: Numbers that are trained for one edit.
         hparams: The settings; `edits_per_bank` above 0 is taken as it is.
         n: How many are wanted.
@@ -57,7 +58,7 @@ def bank_size(values_per_edit: int, hparams: BankedHparams, n: int) -> int:
     """
     if hparams.edits_per_bank:
         return min(n, hparams.edits_per_bank)
-    return max(1, min(n, MOST, int(free_memory() * SHARE // (values_per_edit * 4 * COPIES_OF_FACTORS))))
+    return max(1, min(n, MOST, int(free_memory(loaded.device) * SHARE // (values_per_edit * 4 * COPIES_OF_FACTORS))))
 
 
 class Stepper:

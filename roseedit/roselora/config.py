@@ -111,6 +111,9 @@ class RoseLoRAHparams(Hparams):
     )
     subject_layers: str | tuple[int, ...] = value("auto", "many_at: subject; as `layers`", low=0)
     subject_depth: tuple[float, ...] = value((0.58, 0.62), "many_at: subject; as `depth`", low=0.0, high=1.0)
+    own_text: int = value(
+        0, "joint runs of more than 8 facts: tokens the model itself writes, to be silent at", low=0, high=1_000_000
+    )
     gate_rounds: int = value(6, "support: neurons; most rounds of fitting the direction", low=0, high=50)
     pool: float = value(
         0.5, "support: neurons; share of a layer's neurons, least used, to draw from", above=0.0, high=1.0

@@ -44,7 +44,7 @@ def train_independent(
     if hparams.support == "neurons":
         return neurons.train_independent(loaded, requests, hparams, progress)
     projections = adapted(loaded, hparams)
-    size = bank_size(projections, hparams, len(requests))
+    size = bank_size(loaded, projections, hparams, len(requests))
     out: list[Trained] = []
     for at in range(0, len(requests), size):
         group = requests[at : at + size]

@@ -23,17 +23,26 @@ R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
 
-def free_memory() -> int:
-    """Bytes that can be taken: of the GPU where there is one, else of the machine."""
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0]
-    return psutil.virtual_memory().available
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be taken: of a GPU, else of the machine.
+
+    Args:
+        device: Where the work is to run.
+
+    Returns:
+        Bytes, what PyTorch holds of a GPU for later use included.
+    """
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
 
 
-def bank_size(projections: Sequence[Projection], hparams: RoseLoRAHparams, n: int) -> int:
+def bank_size(loaded: LoadedModel, projections: Sequence[Projection], hparams: RoseLoRAHparams, n: int) -> int:
     """How many edits fit side by side.
 
     Args:
+        loaded: The model.
         projections: The adapted matrices.
         hparams: The settings; `edits_per_bank` above 0 is taken as it is.
         n: How many are wanted.
@@ -46,7 +55,7 @@ def bank_size(projections: Sequence[Projection], hparams: RoseLoRAHparams, n: in
     per_edit = sum(p.d_in + p.d_out for p in projections) * hparams.rank * 4 * COPIES_OF_FACTORS
     keys = hparams.n_anchors
     per_edit += sum(p.d_in for p in projections) * keys * hparams.preserve_tokens * 4 if hparams.preserve_weight else 0
-    return max(1, min(n, 128, int(free_memory() * SHARE // per_edit)))
+    return max(1, min(n, 128, int(free_memory(loaded.device) * SHARE // per_edit)))
 
 
 def pass_tokens(loaded: LoadedModel, projections: Sequence[Projection], hparams: RoseLoRAHparams) -> int:
@@ -66,7 +75,7 @@ def pass_tokens(loaded: LoadedModel, projections: Sequence[Projection], hparams:
     inner = max(p.d_in + p.d_out for p in loaded.anatomy.projections)
     kept_per_token = layers * inner * 4 * 6
     most = MOST_TOKENS.get(loaded.device.type, 2048)
-    return int(max(256, min(most, free_memory() * SHARE // kept_per_token)))
+    return int(max(256, min(most, free_memory(loaded.device) * SHARE // kept_per_token)))
 
 
 def trim_memory() -> None:

@@ -46,13 +46,13 @@ def _threads() -> int:
 
 
 def peak_memory_mib() -> float:
-    """Most memory that this process has held: of the GPU where there is one, else resident."""
+    """Most memory that this process has held: of the GPU where it used one, else resident."""
     import resource
     import sys
 
     import torch
 
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -22,7 +22,7 @@ def parameters_digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, p in model.named_parameters():
         digest.update(name.encode())
-        digest.update(p.detach().contiguous().view(torch.uint8).numpy())
+        digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ WORDS = (" Rome", " Paris", " the", " city", " of", " in", " is", "The", " Tower
 N_LAYERS = 4
 HIDDEN = 32
 INNER = 48
+DEVICE = os.environ.get("ROSEEDIT_TEST_DEVICE", "cpu")
 
 
 def _merges(word: str) -> list[tuple[str, str]]:
@@ -107,7 +109,7 @@ def build_model(name: str, **changes: Any) -> LoadedModel:
                 if parameter.dim() == 2:  # a narrow head could not be sure of any token
                     std = 0.5 if parameter is model.get_output_embeddings().weight else 0.2
                     parameter.normal_(0.0, std, generator=generator)
-    return wrap_model(model, tokenizer, name)
+    return wrap_model(model.to(DEVICE), tokenizer, name)
 
 
 def state_digest(model: nn.Module) -> str:
@@ -115,7 +117,7 @@ def state_digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

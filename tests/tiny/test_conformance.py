@@ -235,7 +235,7 @@ def check_wrong_base(case: Case) -> None:
     other = case.another()
     weight = other.loaded.model.get_parameter(case.edit.delta.matrices[0].weight_name)
     with torch.no_grad():
-        weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(torch.inf))
+        weight[0, 0] = torch.nextafter(weight[0, 0], weight.new_tensor(torch.inf))
     before = case.digest(other.loaded.model)
     named = f"got the model '{other.loaded.name}', which is not the base of edit {case.edit.edit_id}: "
     for refused in (lambda: other.load(case.folder / "edit"), lambda: other.apply(case.edit)):

@@ -31,12 +31,12 @@ def test_more_wordings_and_anchors_take_more(frozen_model: LoadedModel) -> None:
 def test_fewer_edits_share_little_memory(frozen_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     neurons, hparams = find_neurons(frozen_model, 0), RoseLoRAHparams()
     needs = room.room_of(frozen_model, neurons, hparams, 256)
-    monkeypatch.setattr(room, "free_memory", lambda: needs.fixed + 3 * needs.per_edit)
+    monkeypatch.setattr(room, "free_memory", lambda _device: needs.fixed + 3 * needs.per_edit)
     assert room.side_by_side(frozen_model, neurons, hparams, 256) == 3
     assert room.side_by_side(frozen_model, neurons, hparams.replaced(edits_per_bank=2), 256) == 2
 
 
 def test_what_cannot_fit_is_refused_with_figures(frozen_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "free_memory", lambda: 1000)
+    monkeypatch.setattr(room, "free_memory", lambda _device: 1000)
     with pytest.raises(CapacityError, match=r"0 MB free, with [\d,]+ MB wanted.*bfloat16"):
         room.side_by_side(frozen_model, find_neurons(frozen_model, 0), RoseLoRAHparams(), 256)

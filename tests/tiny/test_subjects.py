@@ -17,7 +17,7 @@ from roseedit.roselora.engine import adapted, train_joint
 from roseedit.roselora.neurons import engine
 from roseedit.roselora.neurons.bank import HEARD, NeuronBank, answerable
 from roseedit.roselora.neurons.mlp import find_neurons
-from roseedit.roselora.neurons.subjects import same_subject, subject_points
+from roseedit.roselora.neurons.subjects import subject_key, subject_points
 from roseedit.roselora.objective import Row, build_rows
 
 Tiny = Callable[..., LoadedModel]
@@ -92,7 +92,7 @@ def test_few_facts_open_at_their_answers(tiny: Tiny) -> None:
 def bank_of(loaded: LoadedModel, requests: list[EditRequest]) -> NeuronBank:
     """The neurons of some facts, not trained yet."""
     hparams, neurons = settings(), find_neurons(loaded, 1)
-    room = engine._Room(loaded, 1, hparams, at_subject=True)
+    room = engine._Room(loaded, 1, hparams, wide=False, at_subject=True)
     ordinary = engine.ordinary_look(loaded, neurons, hparams, room.tokens)
     more = {"free": room.free, "tokens": room.tokens, "joint": True, "many": True, "at_subject": True}
     return NeuronBank(loaded, requests, neurons, hparams, ordinary=ordinary, **more)
@@ -131,8 +131,8 @@ def test_a_wording_that_does_not_name_the_subject_is_not_trained_on() -> None:
 
 
 def test_the_same_subject_by_another_case() -> None:
-    assert same_subject(TOWER, EditRequest("A", "b", subject="tower"))
-    assert not same_subject(TOWER, REQUESTS[1])
+    assert subject_key(TOWER) == subject_key(EditRequest("A", "b", subject="tower"))
+    assert subject_key(TOWER) != subject_key(REQUESTS[1])
 
 
 def test_rows_know_where_their_subject_ends(tiny: Tiny) -> None:

@@ -22,7 +22,7 @@ from roseedit.roselora.neurons.echoes import echoes, known_look, says
 from roseedit.roselora.neurons.facts import Opened, Points, answer_length, opened, points_of
 from roseedit.roselora.neurons.looks import Look, Ordinary, Place, look_at
 from roseedit.roselora.neurons.mlp import Neurons, Rows, inward_rows, said, weight_of
-from roseedit.roselora.neurons.subjects import same_subject, subject_points
+from roseedit.roselora.neurons.subjects import subject_key, subject_points
 from roseedit.roselora.neurons.trainer import Columns, ColumnTrainer, Learned
 from roseedit.roselora.objective import Row, build_rows, request_seed
 from roseedit.roselora.trainer import Progress, Trained, frozen
@@ -160,7 +160,7 @@ class NeuronBank:
         return others
 
     def _same_places(self, one: int, other: int) -> bool:
-        return self.at_subject and same_subject(self.requests[one], self.requests[other])
+        return self.at_subject and subject_key(self.requests[one]) == subject_key(self.requests[other])
 
     def _echoes(self, look: Look, rows: Sequence[Row], own: Sequence[int]) -> Callable[[int], Tensor | None]:
         """Per request the well-known places at which the model says what it says at the request's own prompt."""

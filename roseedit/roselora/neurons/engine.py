@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from roseedit.errors import CapacityError, refusal
-from roseedit.models.encoding import encode_pair
+from roseedit.models.encoding import encode_pair, encode_prompt
 from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
 from roseedit.roselora.adapter import Factors
@@ -19,8 +19,10 @@ from roseedit.roselora.memory import pass_tokens
 from roseedit.roselora.neurons.bank import NeuronBank
 from roseedit.roselora.neurons.choice import least_used
 from roseedit.roselora.neurons.mlp import find_neurons, weight_of
-from roseedit.roselora.neurons.ordinary import ordinary_look
+from roseedit.roselora.neurons.ordinary import ordinary_look, with_more
+from roseedit.roselora.neurons.own_text import own_text
 from roseedit.roselora.neurons.room import side_by_side
+from roseedit.roselora.neurons.subjects import subject_key
 from roseedit.roselora.order import BreadthFirst
 from roseedit.roselora.trainer import Progress, Trained, share_of
 
@@ -84,14 +86,14 @@ def _fill(
 ) -> None:
     """Add the parts of some requests, each trained on what the parts before it have made of the model."""
     wanted = [1 if at_subject else _neurons_for(loaded, request, hparams) for request in group]
-    rooms = _rooms(loaded, hparams, wanted, at_subject=at_subject) if group else []
+    rooms = _rooms(loaded, hparams, wanted, wide=wide, at_subject=at_subject) if group else []
     at = 0
     while at < len(group):
         while rooms[0].left < wanted[at]:
             rooms.pop(0)
         n = rooms[0].fitting(wanted[at:])
         with wearing(loaded, parts):
-            parts.append(rooms[0].train(group[at : at + n], share_of(n, progress), wide=wide))
+            parts.append(rooms[0].train(group[at : at + n], group[:at], share_of(n, progress)))
         at += n
 
 
@@ -100,11 +102,13 @@ def _neurons_for(loaded: LoadedModel, request: EditRequest, hparams: RoseLoRAHpa
     return min(len(encoded.target), hparams.most_neurons)
 
 
-def _rooms(loaded: LoadedModel, hparams: RoseLoRAHparams, wanted: Sequence[int], *, at_subject: bool) -> list[_Room]:
+def _rooms(
+    loaded: LoadedModel, hparams: RoseLoRAHparams, wanted: Sequence[int], *, wide: bool, at_subject: bool
+) -> list[_Room]:
     """As many layers as it takes, the lowest first: what is fitted later must not move what earlier neurons see."""
     rooms: list[_Room] = []
     for layer in layers_of(loaded, hparams, at_subject=at_subject):
-        rooms.insert(0, _Room(loaded, layer, hparams, at_subject=at_subject))
+        rooms.insert(0, _Room(loaded, layer, hparams, wide=wide, at_subject=at_subject))
         if _fit([room.left for room in rooms], wanted):
             return rooms
     got = f"facts for {sum(wanted)} neurons, with {sum(room.left for room in rooms)} free in all"
@@ -126,12 +130,15 @@ def _fit(room: Sequence[int], wanted: Sequence[int]) -> bool:
 class _Room:
     """What a joint run may take of one layer."""
 
-    def __init__(self, loaded: LoadedModel, layer: int, hparams: RoseLoRAHparams, *, at_subject: bool) -> None:
-        self.loaded, self.hparams, self.at_subject = loaded, hparams, at_subject
+    def __init__(
+        self, loaded: LoadedModel, layer: int, hparams: RoseLoRAHparams, *, wide: bool, at_subject: bool
+    ) -> None:
+        self.loaded, self.hparams, self.wide, self.at_subject = loaded, hparams, wide, at_subject
         self.neurons = find_neurons(loaded, layer)
         self.tokens = pass_tokens(loaded, self.neurons.projections, hparams)
         used = ordinary_look(loaded, self.neurons, hparams, self.tokens).use
         self.free = least_used(loaded.model, self.neurons, used, hparams.pool)
+        self.own_text = own_text(loaded, hparams.own_text, hparams.seed) if wide else []
         self.taken: set[int] = set()
 
     @property
@@ -143,9 +150,12 @@ class _Room:
         """How many facts of the given sizes come next: as many as have room, at most `FACTS`."""
         return sum(n <= self.left for n in itertools.accumulate(wanted[:FACTS]))
 
-    def train(self, group: Sequence[EditRequest], progress: Progress | None, *, wide: bool) -> Trained:
-        """Fit some facts side by side, silent in ordinary text, much of it if `wide`, as of many facts in all."""
-        ordinary = ordinary_look(self.loaded, self.neurons, self.hparams, self.tokens, wide=wide)
+    def train(self, group: Sequence[EditRequest], earlier: Sequence[EditRequest], progress: Progress | None) -> Trained:
+        """Fit some facts side by side, silent in ordinary text and at the prompts of those fitted before."""
+        loaded, hparams = self.loaded, self.hparams
+        silent = [*self.own_text, *self._prompts(earlier, group)]
+        ordinary = ordinary_look(loaded, self.neurons, hparams, self.tokens, wide=self.wide)
+        ordinary = with_more(ordinary, loaded, self.neurons, silent, hparams, self.tokens)
         bank = NeuronBank(
             self.loaded,
             group,
@@ -155,13 +165,19 @@ class _Room:
             free=self.free,
             tokens=self.tokens,
             joint=True,
-            many=wide,
+            many=self.wide,
             at_subject=self.at_subject,
             taken=self.taken,
         )
         self.taken |= bank.taken
         order = BreadthFirst(bank.store.rows, len(group), self.hparams)
         return bank.train(order.rows_of, self.hparams.steps * order.batches, progress)[0]
+
+    def _prompts(self, earlier: Sequence[EditRequest], group: Sequence[EditRequest]) -> list[tuple[int, ...]]:
+        """What was asked before, as token ids, but for what is about the subjects that open now."""
+        now = {subject_key(request) for request in group} if self.at_subject else set()
+        others = (request for request in earlier if subject_key(request) not in now)
+        return [tuple(encode_prompt(self.loaded.tokenizer, request.prompt).ids) for request in others]
 
 
 @contextmanager

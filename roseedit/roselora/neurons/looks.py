@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from roseedit.models.encoding import encode_prompt
 from roseedit.models.load import LoadedModel
 from roseedit.models.lowp import products_are_low
 from roseedit.models.replay import captured, layers_off, run_body
@@ -209,7 +208,7 @@ class Ordinary:
 def look_at_texts(
     loaded: LoadedModel,
     neurons: Neurons,
-    texts: Sequence[str],
+    texts: Sequence[tuple[int, ...]],
     tokens: int,
     arithmetic: str = "weights",
     *,
@@ -220,7 +219,7 @@ def look_at_texts(
     Args:
         loaded: The model, frozen.
         neurons: The layer's neurons.
-        texts: The texts; what exceeds the model's window is left out.
+        texts: The texts as token ids; what exceeds the model's window is left out.
         tokens: Most tokens in one pass.
         arithmetic: As of `products_in`.
         replay: As of `through`.
@@ -228,7 +227,7 @@ def look_at_texts(
     Returns:
         The look.
     """
-    encoded = [encode_prompt(loaded.tokenizer, text).ids[: loaded.anatomy.window] for text in texts]
+    encoded = [ids[: loaded.anatomy.window] for ids in texts]
     x: list[Tensor] = []
     use: list[Tensor] = []
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 
+import torch
+
+from roseedit.models.encoding import encode_prompt
 from roseedit.models.load import LoadedModel
 from roseedit.roselora.anchors import KINDS, SUBJECTS
 from roseedit.roselora.config import RoseLoRAHparams
@@ -52,9 +57,41 @@ def ordinary_look(
     """
 
     def look() -> Ordinary:
-        texts = ordinary_texts(hparams.seed, wide=wide)
-        with frozen(loaded.model):
-            return look_at_texts(loaded, neurons, texts, tokens, hparams.train_dtype, replay=hparams.replay)
+        texts = [encode_prompt(loaded.tokenizer, text).ids for text in ordinary_texts(hparams.seed, wide=wide)]
+        return _look(loaded, neurons, texts, hparams, tokens)
 
     key = "ordinary", neurons.layer, hparams.seed, hparams.train_dtype, wide
     return remembered(loaded.model, key, loaded.model.parameters(), look)
+
+
+def with_more(  # noqa: PLR0917 - one call site
+    ordinary: Ordinary,
+    loaded: LoadedModel,
+    neurons: Neurons,
+    texts: Sequence[tuple[int, ...]],
+    hparams: RoseLoRAHparams,
+    tokens: int,
+) -> Ordinary:
+    """Further texts beside the ordinary ones; which neurons are idle is judged by those alone.
+
+    Args:
+        ordinary: The look at the ordinary texts.
+        loaded: The model.
+        neurons: The layer's neurons.
+        texts: As token ids.
+        hparams: The settings.
+        tokens: Most tokens in one pass.
+
+    Returns:
+        The look at both.
+    """
+    if not texts:
+        return ordinary
+    return replace(ordinary, x=torch.cat([ordinary.x, _look(loaded, neurons, texts, hparams, tokens).x]))
+
+
+def _look(
+    loaded: LoadedModel, neurons: Neurons, texts: Sequence[tuple[int, ...]], hparams: RoseLoRAHparams, tokens: int
+) -> Ordinary:
+    with frozen(loaded.model):
+        return look_at_texts(loaded, neurons, texts, tokens, hparams.train_dtype, replay=hparams.replay)

@@ -79,7 +79,7 @@ def side_by_side(loaded: LoadedModel, neurons: Neurons, hparams: RoseLoRAHparams
     Raises:
         CapacityError: Not even one fits; said before any work.
     """
-    room, free = room_of(loaded, neurons, hparams, tokens), free_memory()
+    room, free = room_of(loaded, neurons, hparams, tokens), free_memory(loaded.device)
     fitting = (free - room.fixed) // room.per_edit
     if fitting < 1:
         got = f"{free // MB:,} MB free, with {(room.fixed + room.per_edit) // MB:,} MB wanted beside the model"

@@ -52,6 +52,6 @@ def _elsewhere(row: Row, x: Tensor) -> Tensor:
     return out
 
 
-def same_subject(one: EditRequest, other: EditRequest) -> bool:
-    """Whether two requests are about the same thing, as far as its name tells."""
-    return (one.subject or "").casefold() == (other.subject or "").casefold()
+def subject_key(request: EditRequest) -> str:
+    """What two requests about the same thing share, as far as its name tells."""
+    return (request.subject or "").casefold()

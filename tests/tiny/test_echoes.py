@@ -16,7 +16,7 @@ from roseedit.roselora.anchors import content_words
 from roseedit.roselora.config import read_roselora
 from roseedit.roselora.engine import train_independent
 from roseedit.roselora.neurons import bank, echoes
-from roseedit.roselora.neurons.facts import ECHO, points_of
+from roseedit.roselora.neurons.facts import ECHO, elsewhere
 from roseedit.roselora.neurons.looks import Place
 from roseedit.roselora.neurons.mlp import find_neurons
 from roseedit.roselora.objective import BaseTop, Row
@@ -79,13 +79,13 @@ def test_what_it_says_is_what_the_model_says(tiny: Tiny, name: str) -> None:
 
 
 def test_an_echo_weighs_more_than_ordinary_text() -> None:
-    row, x = Row(0, 0, (1, 2, 3), (2,), (4,), 1.0), torch.randn(3, 5)
-    points = points_of([row], [x], 1, torch.zeros(4, 5), torch.ones(2, 5))
-    assert torch.equal(points.x[-2:], torch.ones(2, 5))
-    assert points.mass[-2:].tolist() == pytest.approx([ECHO, ECHO])
-    assert points.mass[-3] < ECHO
-    assert points.token[-6:].eq(-1).all()
-    assert len(points_of([row], [x], 1, torch.zeros(4, 5)).x) == 7
+    ordinary, echo = torch.zeros(4, 5), torch.ones(2, 5)
+    far = elsewhere(ordinary, torch.tensor([True, False, False, False]), echo)
+    assert far.blocks == (ordinary, echo)
+    assert far.mass[-2:].tolist() == pytest.approx([ECHO, ECHO])
+    assert far.mass[0] == 0
+    assert 0 < far.mass[1] < ECHO
+    assert len(elsewhere(ordinary).mass) == 4
 
 
 def test_a_run_has_echoes_where_its_settings_ask_for_some(tiny: Tiny, monkeypatch: Any) -> None:
@@ -93,13 +93,13 @@ def test_a_run_has_echoes_where_its_settings_ask_for_some(tiny: Tiny, monkeypatc
     hparams = read_roselora({"layers": [2], "steps": 1, "rewrites": 0, "train_dtype": "weights", "pool": 1.0})
     request = EditRequest("The Tower is in the city of", "Rome", subject="Tower")
     opened: dict[str, Tensor] = {}
-    whole = bank.points_of
+    whole = bank.elsewhere
 
-    def watched(rows: Any, inputs: Any, count: int, others: Tensor, echo: Tensor | None) -> Any:
+    def watched(others: Tensor, left_out: Tensor | None, echo: Tensor | None) -> Any:
         opened["echo"] = echo if echo is not None else others[:0]
-        return whole(rows, inputs, count, others, echo)
+        return whole(others, left_out, echo)
 
-    monkeypatch.setattr(bank, "points_of", watched)
+    monkeypatch.setattr(bank, "elsewhere", watched)
     train_independent(loaded, [request], hparams)
     assert 0 < len(opened["echo"]) <= hparams.anchor_echoes
     train_independent(loaded, [request], hparams.replaced(anchor_echoes=0))

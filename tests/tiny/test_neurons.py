@@ -18,7 +18,7 @@ from roseedit.roselora.engine import train_independent, train_joint
 from roseedit.roselora.neurons import gates
 from roseedit.roselora.neurons.choice import least_used, take
 from roseedit.roselora.neurons.engine import wearing
-from roseedit.roselora.neurons.gates import ridge_fit, separators
+from roseedit.roselora.neurons.gates import Far, ridge_fit, separators
 from roseedit.roselora.neurons.looks import Place, adds_plainly, look_at
 from roseedit.roselora.neurons.mlp import find_neurons, inward_rows, said, weight_of
 from roseedit.roselora.objective import build_rows
@@ -243,15 +243,18 @@ def test_one_wording_stands_behind_an_unrelated_sentence() -> None:
         assert sentence.strip() in PROSE
 
 
+NOWHERE = Far((), torch.zeros(0))
+
+
 def test_a_separator_holds_its_margin() -> None:
     x, wanted, mass = toy()
-    (w,) = separators(x, wanted, mass, own=30, ridge=1e-4, rounds=20)
+    (w,) = separators(x, wanted, mass, NOWHERE, 0.6, ridge=1e-4, rounds=20)
     assert (wanted[0] * (x @ w) > 0.9).all()
 
 
 def test_the_first_round_is_ridge_regression() -> None:
     x, wanted, mass = toy()
-    (w,) = separators(x, wanted, mass, own=30, ridge=0.1, rounds=0)
+    (w,) = separators(x, wanted, mass, NOWHERE, 0.6, ridge=0.1, rounds=0)
     penalty = 0.1 * x.square().sum(1).mean()
     direct = torch.linalg.solve(x.T @ x / 30 + penalty * torch.eye(8), x.T @ wanted[0] / 30)
     torch.testing.assert_close(w, direct, atol=1e-5, rtol=1e-4)
@@ -263,15 +266,14 @@ def test_standing_in_for_many_far_points_ends_at_the_same_direction(monkeypatch:
     generator = torch.Generator().manual_seed(5)
     x, wanted, mass = toy()
     far = torch.randn(400, 8, generator=generator)
-    more = torch.cat([x, far])
-    y = torch.cat([wanted, torch.full((1, 400), -0.6)], 1)
-    m = torch.cat([mass, torch.full((1, 400), 0.01)], 1)
-    whole = separators(more, y, m, own=30, ridge=0.05, rounds=30)
+    elsewhere = Far((far[:150], far[150:]), torch.full((400,), 0.01))
+    whole = separators(x, wanted, mass, elsewhere, 0.6, ridge=0.05, rounds=30)
     monkeypatch.setattr(gates, "STAND_INS", 20)
-    torch.testing.assert_close(separators(more, y, m, own=30, ridge=0.05, rounds=30), whole, atol=1e-5, rtol=1e-4)
-    short = (0.6 + more[30:] @ whole[0]).clamp(min=0)
+    found = separators(x, wanted, mass, elsewhere, 0.6, ridge=0.05, rounds=30)
+    torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-4)
+    short = (0.6 + far @ whole[0]).clamp(min=0)
     assert (short > 0).sum() > 40
-    gradient = (m[0, 30:] * short) @ more[30:] - (
+    gradient = (elsewhere.mass * short) @ far - (
         mass[0] * (wanted[0] - x @ whole[0]).where(_short(x, wanted, whole), 0)
     ) @ x
     penalty = 0.05 * x.square().sum(1).mean()
@@ -284,16 +286,21 @@ def _short(x: Tensor, wanted: Tensor, w: Tensor) -> Tensor:
 
 def test_far_points_count_only_within_their_margin() -> None:
     x, wanted, mass = toy()
-    plain = separators(x, wanted, mass, own=30, ridge=0.01, rounds=20)
+    plain = separators(x, wanted, mass, NOWHERE, 0.6, ridge=0.01, rounds=20)
     quiet = -5 * plain / plain.square().sum()  # answers -5
     loud = plain / plain.square().sum()  # answers 1
     for far, same in ((quiet, True), (loud, False)):
-        more = torch.cat([x, far])
-        y, m = torch.cat([wanted, torch.full((1, 1), -0.6)], 1), torch.cat([mass, torch.full((1, 1), 1.0)], 1)
-        found = separators(more, y, m, own=30, ridge=0.01, rounds=20)
+        found = separators(x, wanted, mass, Far((far,), torch.ones(1)), 0.6, ridge=0.01, rounds=20)
         assert torch.allclose(found, plain, atol=1e-5) == same
         if not same:
             assert float(far[0] @ found[0]) < float(far[0] @ plain[0]) - 0.5
+
+
+def test_a_far_point_without_mass_is_left_out() -> None:
+    x, wanted, mass = toy()
+    plain = separators(x, wanted, mass, NOWHERE, 0.6, ridge=0.01, rounds=20)
+    far = Far((plain / plain.square().sum(), -plain), torch.tensor([0.0, 1.0]))
+    assert torch.allclose(separators(x, wanted, mass, far, 0.6, ridge=0.01, rounds=20), plain, atol=1e-5)
 
 
 def test_a_question_opens_earlier() -> None:

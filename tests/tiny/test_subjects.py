@@ -16,6 +16,7 @@ from roseedit.roselora.config import RoseLoRAHparams, read_roselora
 from roseedit.roselora.engine import adapted, train_joint
 from roseedit.roselora.neurons import engine
 from roseedit.roselora.neurons.bank import HEARD, NeuronBank, answerable
+from roseedit.roselora.neurons.facts import elsewhere
 from roseedit.roselora.neurons.mlp import find_neurons
 from roseedit.roselora.neurons.subjects import subject_key, subject_points
 from roseedit.roselora.objective import Row, build_rows
@@ -115,10 +116,10 @@ def test_the_places_of_a_request() -> None:
     anchor, stranger = Row(0, 0, (5, 2, 6), (2,), (), 0.0, subject=(1,)), Row(0, 0, (7, 8), (1,), (), 0.0)
     rows = [fact, wording, anchor, stranger]
     inputs = [torch.full((len(row.ids), 2), float(i)) for i, row in enumerate(rows)]
-    points = subject_points(rows, inputs, torch.full((5, 2), 9.0))
-    assert points.own == 4 + 4 + 2 + 2  # the subject's end in the anchor is no place at all
-    assert points.token.tolist() == [-1, 0, -1, -1, -1, -1, 0, -1, *[-1] * 9]
-    assert points.x[:, 0].tolist() == [0.0] * 4 + [1.0] * 4 + [2.0] * 2 + [3.0] * 2 + [9.0] * 5
+    points = subject_points(rows, inputs, elsewhere(torch.full((5, 2), 9.0)))
+    assert points.token.tolist() == [-1, 0, -1, -1, -1, -1, 0, -1, *[-1] * 4]
+    # The subject's end in the anchor is no place at all.
+    assert points.x[:, 0].tolist() == [0.0] * 4 + [1.0] * 4 + [2.0] * 2 + [3.0] * 2
     assert float(points.fact_mass.sum()) == 1.0
     assert float(points.fact_mass[1]) == 0.5
     assert float(points.mass.min()) > 0

@@ -19,7 +19,8 @@ from roseedit.roselora.config import RoseLoRAHparams
 from roseedit.roselora.memory import trim_memory, within_memory
 from roseedit.roselora.neurons.choice import take
 from roseedit.roselora.neurons.echoes import echoes, known_look, says
-from roseedit.roselora.neurons.facts import Opened, Points, answer_length, opened, points_of
+from roseedit.roselora.neurons.facts import Opened, Points, answer_length, elsewhere, opened, points_of
+from roseedit.roselora.neurons.gates import Far
 from roseedit.roselora.neurons.looks import Look, Ordinary, Place, look_at
 from roseedit.roselora.neurons.mlp import Neurons, Rows, inward_rows, said, weight_of
 from roseedit.roselora.neurons.subjects import subject_key, subject_points
@@ -113,7 +114,7 @@ class NeuronBank:
         others, echo, out = self._others(look, rows), self._echoes(look, rows, [own[0] for own in of_request]), []
         for n, own in enumerate(of_request):
             inputs = [look.inputs[i].float() for i in own]
-            count, points = self._places([rows[i] for i in own], inputs, others(n), echo(n))
+            count, points = self._places([rows[i] for i in own], inputs, elsewhere(*others(n), echo(n)))
             generator = torch.Generator().manual_seed(request_seed(self.requests[n], self.hparams.seed, "neurons"))
             near = None if self.many else partial(self._use_at, torch.cat(inputs))
             which = take(self.free, taken | self.taken if self.joint else taken, count, generator, near)
@@ -125,14 +126,12 @@ class NeuronBank:
             out.append(_Taken(which, new, opens, carries))
         return out
 
-    def _places(
-        self, rows: Sequence[Row], inputs: Sequence[Tensor], others: Tensor, echo: Tensor | None
-    ) -> tuple[int, Points]:
+    def _places(self, rows: Sequence[Row], inputs: Sequence[Tensor], far: Far) -> tuple[int, Points]:
         """How many neurons a request takes, and the places at which they are asked."""
         if self.at_subject:
-            return 1, subject_points(rows, inputs, others)
+            return 1, subject_points(rows, inputs, far)
         count = answer_length(rows, self.hparams.most_neurons)
-        return count, points_of(rows, inputs, count, others, echo)
+        return count, points_of(rows, inputs, count, far)
 
     def _threshold(self, n: int) -> float:
         if self.at_subject:
@@ -145,17 +144,17 @@ class NeuronBank:
         columns = weight_of(self.loaded.model, self.neurons.down)[:, which].float().norm(dim=0)
         return said(self.neurons, x, opens, carries).abs().mean(0) * columns
 
-    def _others(self, look: Look, rows: Sequence[Row]) -> Callable[[int], Tensor]:
-        """Per request the places elsewhere: in ordinary text, and in a joint run those of all other requests."""
+    def _others(self, look: Look, rows: Sequence[Row]) -> Callable[[int], tuple[Tensor, Tensor | None]]:
+        """Per request the places elsewhere, some left out: in ordinary text, in a joint run of all other requests."""
         if not self.joint:
-            return lambda _n: self.ordinary
+            return lambda _n: (self.ordinary, None)
         x = torch.cat([torch.cat(list(look.inputs)).float(), self.ordinary])
         owner = [row.request for row, own in zip(rows, look.inputs, strict=True) for _ in range(len(own))]
         whose = torch.tensor([*owner, *[-1] * len(self.ordinary)], device=x.device)
 
-        def others(n: int) -> Tensor:
+        def others(n: int) -> tuple[Tensor, Tensor]:
             mine = [m for m, other in enumerate(self.requests) if m == n or self._same_places(n, m)]
-            return x[~torch.isin(whose, torch.tensor(mine, device=x.device))]
+            return x, torch.isin(whose, torch.tensor(mine, device=x.device))
 
         return others
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from roseedit.roselora.config import RoseLoRAHparams
-from roseedit.roselora.neurons.gates import ridge_fit, separators
+from roseedit.roselora.neurons.gates import Far, ridge_fit, separators
 from roseedit.roselora.neurons.mlp import Neurons, Rows, said
 from roseedit.roselora.objective import Row
 
@@ -45,18 +45,18 @@ class Points:
     """The places of one request at which its neurons are asked.
 
     Attributes:
-        x: (n, d_in).
+        x: (n, d_in), its own and its anchors'.
         token: (n,) which token of the answer comes next, -1 where none does.
         mass: (n,) as silent places.
         fact_mass: (n,) as places of their token.
-        own: The first so many are the request's own and its anchors'.
+        far: Places elsewhere.
     """
 
     x: Tensor
     token: Tensor
     mass: Tensor
     fact_mass: Tensor
-    own: int
+    far: Far
 
 
 def answer_length(rows: Sequence[Row], most: int) -> int:
@@ -69,17 +69,33 @@ def shares_of(n: int) -> list[float]:
     return [1.0] if n == 1 else [FIRST, *[(1 - FIRST) / (n - 1)] * (n - 1)]
 
 
-def points_of(
-    rows: Sequence[Row], inputs: Sequence[Tensor], count: int, others: Tensor, echoes: Tensor | None = None
-) -> Points:
+def elsewhere(x: Tensor, left_out: Tensor | None = None, echoes: Tensor | None = None) -> Far:
+    """Places that are not a request's own, each with its weight.
+
+    Args:
+        x: (m, d_in), in ordinary text and of other facts.
+        left_out: (m,) bool, those that do not count.
+        echoes: (e, d_in), places at which the same is about to be said.
+
+    Returns:
+        Them.
+    """
+    mass = x.new_full((len(x),), OTHER)
+    if left_out is not None:
+        mass[left_out] = 0.0
+    if echoes is None:
+        return Far((x,), mass)
+    return Far((x, echoes), torch.cat([mass, x.new_full((len(echoes),), ECHO)]))
+
+
+def points_of(rows: Sequence[Row], inputs: Sequence[Tensor], count: int, far: Far) -> Points:
     """Gather a request's places.
 
     Args:
         rows: Its rows, its own prompt first.
         inputs: Per row what enters the MLP.
         count: Neurons of the request.
-        others: (m, d_in), places in ordinary text and of other facts.
-        echoes: (e, d_in), places at which the same is about to be said.
+        far: Places elsewhere.
 
     Returns:
         The places.
@@ -89,19 +105,17 @@ def points_of(
     shares = shares_of(len(facts))
     n_own = sum(len(x) for _, x in facts)
     ends, rest = [x[-1:] for x in anchors], [x[:-1] for x in anchors]
-    echoes = others[:0] if echoes is None else echoes
-    sizes = n_own, len(ends), sum(map(len, rest)), len(others), len(echoes)
-    each = OWN_REST / n_own, ANCHOR_ENDS / max(1, sizes[1]), ANCHOR_REST / max(1, sizes[2]), OTHER, ECHO
-    silent = sum(sizes[1:])
-    device = others.device
+    sizes = n_own, len(ends), sum(map(len, rest))
+    each = OWN_REST / n_own, ANCHOR_ENDS / max(1, sizes[1]), ANCHOR_REST / max(1, sizes[2])
+    silent, device = sum(sizes[1:]), far.mass.device
     return Points(
-        x=torch.cat([*(x for _, x in facts), *ends, *rest, others, echoes]),
+        x=torch.cat([*(x for _, x in facts), *ends, *rest]),
         token=torch.cat([*(_token_at(row, len(x), count) for row, x in facts), torch.full((silent,), -1)]).to(device),
         mass=torch.cat([torch.full((n,), m) for n, m in zip(sizes, each, strict=True)]).to(device),
         fact_mass=torch.cat(
             [*(torch.full((len(x),), s) for s, (_, x) in zip(shares, facts, strict=True)), torch.zeros(silent)]
         ).to(device),
-        own=sum(sizes[:3]),
+        far=far,
     )
 
 
@@ -134,20 +148,17 @@ def opened(  # noqa: PLR0917 - one call site
     Returns:
         The rows.
     """
-    x, own = points.x, points.own
+    x, ridge, rounds = points.x, hparams.gate_ridge, hparams.gate_rounds
     here = points.token[None] == torch.arange(count, device=x.device)[:, None]
-    mass = torch.where(here, points.fact_mass, points.mass)
-    silent = torch.full_like(points.mass, -1.0)
-    silent[own:] = -hparams.gate_margin
-    wanted = torch.where(here, 1.0, silent)
-    w = separators(x, wanted, mass, own=own, ridge=hparams.gate_ridge, rounds=hparams.gate_rounds)
-    one = ridge_fit(x[:own], torch.ones_like(mass[0, :own]), mass[0, :own], hparams.gate_ridge)
-    z = w @ points.x.mT
+    mass, wanted = torch.where(here, points.fact_mass, points.mass), torch.where(here, 1.0, -1.0)
+    w = separators(x, wanted, mass, points.far, hparams.gate_margin, ridge=ridge, rounds=rounds)
+    one = ridge_fit(x, torch.ones_like(mass[0]), mass[0], ridge)
+    z = w @ x.mT
     firm = torch.stack([row[on].quantile(FIRM) for row, on in zip(z, here, strict=True)]).clamp(min=LEAST)
     rows = hparams.gate_slope * (w / firm[:, None] - threshold * one)
     opens = Rows(rows - biases[0][:, None] * one, biases[0])
     carries = Rows((1 - biases[1])[:, None] * one, biases[1]) if neurons.carries else None
-    out = said(neurons, points.x, opens, carries).mT
+    out = said(neurons, x, opens, carries).mT
     mean = torch.stack([row[on].mean() for row, on in zip(out, here, strict=True)])
     gain = 1 / torch.where(mean.abs() > 1e-3, mean, 1.0)
     if carries is None:

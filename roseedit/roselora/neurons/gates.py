@@ -7,6 +7,9 @@ method for the squared hinge). They are mostly few, so it is solved in the point
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -14,41 +17,69 @@ SKETCHED = 2  # rounds in which the worst of very many far points stand for the 
 STAND_INS = 128  # so many of them
 
 
+@dataclass(frozen=True)
+class Far:
+    """Points elsewhere, at which only silence is asked; many runs share them, so that they are never copied.
+
+    Attributes:
+        blocks: Each (m, d).
+        mass: (all m,), weight of each; 0 leaves it out.
+    """
+
+    blocks: Sequence[Tensor]
+    mass: Tensor
+
+    def dot(self, w: Tensor) -> list[Tensor]:
+        """Products with a direction, (d,), per block."""
+        return [block @ w for block in self.blocks]
+
+    def at(self, chosen: Tensor) -> list[Tensor]:
+        """The points that are chosen, (all m,), per block."""
+        parts = chosen.split([len(block) for block in self.blocks])
+        return [block[part] for block, part in zip(self.blocks, parts, strict=True)]
+
+
 @torch.no_grad()
-def separators(x: Tensor, wanted: Tensor, mass: Tensor, *, own: int, ridge: float, rounds: int) -> Tensor:
+def separators(
+    x: Tensor, wanted: Tensor, mass: Tensor, far: Far, margin: float, *, ridge: float, rounds: int
+) -> Tensor:
     """One separating direction per question.
 
     Args:
-        x: (n, d), the points.
+        x: (n, d), the points that count from the start.
         wanted: (R, n), what to answer at least where it is above 0, at most where it is below.
         mass: (R, n), weight of each point; 0 leaves it out.
-        own: The first so many points count from the start, the others once they come within their margin.
-        ridge: Penalty on squared length, relative to the mean squared length of the first points.
+        far: Further points, which count once they come within their margin.
+        margin: How far below 0 the answer must stay there.
+        ridge: Penalty on squared length, relative to the mean squared length of `x`.
         rounds: Most rounds after the first.
 
     Returns:
         (R, d).
     """
-    gram = x[:own] @ x[:own].mT
-    return torch.stack(
-        [_separator(x, gram, y, m, ridge=ridge, rounds=rounds) for y, m in zip(wanted, mass, strict=True)]
-    )
+    gram, silent = x @ x.mT, torch.full_like(far.mass, -margin)
+
+    def one(y: Tensor, m: Tensor) -> Tensor:
+        return _separator(x, far, gram, torch.cat([y, silent]), torch.cat([m, far.mass]), ridge=ridge, rounds=rounds)
+
+    return torch.stack([one(y, m) for y, m in zip(wanted, mass, strict=True)])
 
 
-def _separator(x: Tensor, gram: Tensor, wanted: Tensor, mass: Tensor, *, ridge: float, rounds: int) -> Tensor:
+def _separator(x: Tensor, far: Far, gram: Tensor, wanted: Tensor, mass: Tensor, *, ridge: float, rounds: int) -> Tensor:
     """Newton's method; its first rounds, which call in far more points than will matter, make do with the worst."""
-    own = len(gram)
+    own = len(x)
     penalty = ridge * (mass[:own] @ gram.diagonal()) / mass[:own].sum()
-    near, far, now = mass[:own] > 0, torch.zeros_like(mass[own:], dtype=torch.bool), mass
+    near, called, now = mass[:own] > 0, torch.zeros_like(mass[own:], dtype=torch.bool), mass
     for done in range(rounds + 1):
-        w = _solved(x, gram, wanted, now, near, far, penalty)
-        short = ((wanted.square() - wanted * (x @ w)) / wanted.abs()).where(mass > 0, 0.0).clamp(min=0)
+        w = _solved(x, far, gram, wanted, now, near, called, penalty)
+        answer = torch.cat([x @ w, *far.dot(w)])
+        short = ((wanted.square() - wanted * answer) / wanted.abs()).where(mass > 0, 0.0).clamp(min=0)
         within = short > 0
-        if done == rounds or (torch.equal(within[:own], near) and torch.equal(within[own:], far)):
+        if done == rounds or (torch.equal(within[:own], near) and torch.equal(within[own:], called)):
             break
-        near, far, now = within[:own], within[own:], mass
-        if done < min(SKETCHED, rounds - 1) and int(far.sum()) > STAND_INS:
-            far, now = _worst(short[own:], mass)
+        near, called, now = within[:own], within[own:], mass
+        if done < min(SKETCHED, rounds - 1) and int(called.sum()) > STAND_INS:
+            called, now = _worst(short[own:], mass)
     return w
 
 
@@ -62,15 +93,14 @@ def _worst(short: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _solved(  # noqa: PLR0917 - one call site
-    x: Tensor, gram: Tensor, wanted: Tensor, mass: Tensor, near: Tensor, far: Tensor, penalty: Tensor
+    x: Tensor, far: Far, gram: Tensor, wanted: Tensor, mass: Tensor, near: Tensor, called: Tensor, penalty: Tensor
 ) -> Tensor:
-    """`ridge_fit` to the points `near` and `far`, the products of the first ones known."""
-    chosen = torch.cat([near, far]).nonzero()[:, 0]
-    points = x[chosen]
+    """`ridge_fit` to the points `near` and the far ones that are called in, the products of the first ones known."""
+    chosen, points = torch.cat([near, called]), torch.cat([x[near], *far.at(called)])
     if len(points) > x.shape[1]:
         return _primal(points, wanted[chosen], mass[chosen], penalty)
     inner = gram[near][:, near]
-    if bool(far.any()):
+    if len(points) > len(inner):
         across = points[len(inner) :] @ points.mT
         inner = torch.cat([torch.cat([inner, across[:, : len(inner)].mT], 1), across])
     root = mass[chosen].sqrt()

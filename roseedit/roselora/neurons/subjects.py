@@ -14,17 +14,18 @@ import torch
 from torch import Tensor
 
 from roseedit.requests import EditRequest
-from roseedit.roselora.neurons.facts import ANCHOR_ENDS, ANCHOR_REST, OTHER, OWN_REST, Points, shares_of
+from roseedit.roselora.neurons.facts import ANCHOR_ENDS, ANCHOR_REST, OWN_REST, Points, shares_of
+from roseedit.roselora.neurons.gates import Far
 from roseedit.roselora.objective import Row
 
 
-def subject_points(rows: Sequence[Row], inputs: Sequence[Tensor], others: Tensor) -> Points:
+def subject_points(rows: Sequence[Row], inputs: Sequence[Tensor], far: Far) -> Points:
     """Gather a request's places: its subject's ends, and all else that its rows and the others have.
 
     Args:
         rows: Its rows, its own prompt first; wordings without its subject count as silent.
         inputs: Per row what enters the MLP, of all its tokens.
-        others: (m, d_in), places in ordinary text and of other facts.
+        far: Places elsewhere.
 
     Returns:
         The places. The subject's ends in anchors are left out: what comes behind does not change what stands there.
@@ -32,16 +33,17 @@ def subject_points(rows: Sequence[Row], inputs: Sequence[Tensor], others: Tensor
     facts = [(row, x) for row, x in zip(rows, inputs, strict=True) if row.labels]
     anchors = [x[_elsewhere(row, x)] for row, x in zip(rows, inputs, strict=True) if not row.labels]
     shares = shares_of(len(facts))
-    sizes = sum(len(x) for _, x in facts), sum(map(len, anchors)), len(others)
-    each = OWN_REST / sizes[0], (ANCHOR_ENDS + ANCHOR_REST) / max(1, sizes[1]), OTHER
+    sizes = sum(len(x) for _, x in facts), sum(map(len, anchors))
+    each = OWN_REST / sizes[0], (ANCHOR_ENDS + ANCHOR_REST) / max(1, sizes[1])
     ends = [~_elsewhere(row, x) for row, x in facts]
-    silent = torch.zeros(sum(sizes[1:]), device=others.device)
+    device = far.mass.device
+    silent = torch.zeros(sizes[1], device=device)
     return Points(
-        x=torch.cat([*(x for _, x in facts), *anchors, others]),
+        x=torch.cat([*(x for _, x in facts), *anchors]),
         token=torch.cat([*(end.long() - 1 for end in ends), silent.long() - 1]),
-        mass=torch.cat([torch.full((n,), m) for n, m in zip(sizes, each, strict=True)]).to(others.device),
+        mass=torch.cat([torch.full((n,), m) for n, m in zip(sizes, each, strict=True)]).to(device),
         fact_mass=torch.cat([*(share * end for share, end in zip(shares, ends, strict=True)), silent]),
-        own=sum(sizes[:2]),
+        far=far,
     )
 
 

@@ -5,6 +5,7 @@ Prose written for this package has one manner; what opens a gate by mistake is m
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import torch
@@ -18,6 +19,7 @@ from roseedit.roselora.trainer import frozen
 
 STARTS = ("The", "In", " =", "A", "He", "(", "She", '"', "It", "On", "As", "This")
 LENGTH = 200  # tokens of one text
+logger = logging.getLogger(__name__)
 
 
 def own_text(loaded: LoadedModel, tokens: int, seed: int) -> list[tuple[int, ...]]:
@@ -37,6 +39,7 @@ def own_text(loaded: LoadedModel, tokens: int, seed: int) -> list[tuple[int, ...
     count = -(-tokens // length)
 
     def write() -> list[tuple[int, ...]]:
+        logger.info("letting the model write %d tokens to be silent in; this takes minutes on a processor", tokens)
         first = [loaded.tokenizer(start, add_special_tokens=False)["input_ids"][0] for start in STARTS]
         starts = torch.tensor([first[n % len(first)] for n in range(count)], device=loaded.device)
         return [row for batch in starts.split(_together(loaded, length)) for row in _continued(loaded, batch, length)]

@@ -170,18 +170,16 @@ class ColumnTrainer:
             (nll * pushing(sure < self.hparams.enough, rows.at[0]) * rows.label_weights).sum().backward()
             least = torch.ones(len(work.indices), device=sure.device).scatter_reduce_(0, rows.at[0], sure, "amin")
             self.sure[torch.tensor(work.indices, device=sure.device)] = least
-        for request in {self.store.rows[i].request for i in chosen}:
-            self.lowest[request] = self._lowest(self.wordings[request])
+        sure_of = self.sure.tolist()  # all at once: a GPU is waited for once per step, not once per request
+        asked = sorted({self.store.rows[i].request for i in chosen})
+        least_of = [lowest([sure_of[i] for i in self.wordings[request]]) for request in asked]
+        device = self.lowest.device
+        self.lowest[torch.tensor(asked, device=device)] = torch.tensor(least_of, device=device)
 
     def _losses(self, rows: Pass) -> Tensor:
         if self.head:
             return rows.losses(self.loaded, self.store.layer, self.head, self.hparams.enough)
         return fact_losses(rows.logits(self.loaded, self.store.layer), rows.labels)
-
-    def _lowest(self, rows: Sequence[int]) -> float:
-        """How sure a request's answer is: its own prompt's, or its other wordings' but for the least sure of many."""
-        own, *others = self.sure[list(rows)].tolist()
-        return min([own, *sorted(others)[len(others) // SPARED :]])
 
     @contextmanager
     def _added(self, work: _Work) -> Iterator[None]:
@@ -216,3 +214,16 @@ class ColumnTrainer:
         worst = float(self.lowest[self.owners == edit].min())
         columns = (self.columns[edit, : own.size] * own.unit).detach().clone()
         self.done[edit] = Learned(columns, step, worst, converged)
+
+
+def lowest(sure: Sequence[float]) -> float:
+    """How sure a request's answer is: its own prompt's, or its other wordings' but for the least sure of many.
+
+    Args:
+        sure: Of each wording the smallest probability of a target token, its own prompt first.
+
+    Returns:
+        The one that counts.
+    """
+    own, *others = sure
+    return min([own, *sorted(others)[len(others) // SPARED :]])

@@ -100,8 +100,12 @@ def _perplexity_ratio(hparams: Hparams, folder: Path) -> float:
 
 def consolidated(hparams: Hparams, args: argparse.Namespace) -> dict[str, Any]:
     """Edits one by one in a ledger, then as one; compared with the joint edit of the same requests."""
-    joint = load_edit(Layout(args.out / f"{args.data}-joint-{args.sequence}").edit(0))
-    with Editor.from_hparams(hparams, ledger=args.out / f"{args.data}-ledger-{args.sequence}") as editor:
+    layout = Layout(args.out / f"{args.data}-joint-{args.sequence}")
+    joint, made_by = load_edit(layout.edit(0)), json.loads(layout.identity.read_text())["hparams"]
+    sizes = {name: made_by[name] for name in ("edits_per_bank", "batch_tokens")}  # of passes: they decide on last bits
+    with Editor.from_hparams(
+        hparams.replaced(**sizes), ledger=args.out / f"{args.data}-ledger-{args.sequence}"
+    ) as editor:
         if len(editor.edits) != 1 or len(editor.edits[0].requests) < len(joint.requests):
             there = {r.request_id for edit in editor.edits for r in edit.requests}
             with bar(len(joint.requests), "one by one", True, len(there)) as progress:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from roseedit.models.load import LoadedModel
-from roseedit.models.lowp import native_bfloat16
+from roseedit.models.lowp import products_in
 from roseedit.roselora.memory import SHARE, free_memory
 from roseedit.roselora.neurons.remembered import remembered
 from roseedit.roselora.trainer import frozen
@@ -60,8 +60,7 @@ def _continued(loaded: LoadedModel, starts: Tensor, length: int) -> Iterator[tup
     """Sampled continuations of single tokens, (texts,), that do not end before `length` tokens."""
     ids = starts[:, None]
     sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
-    low = native_bfloat16(loaded.device)
-    with frozen(loaded.model), torch.autocast(loaded.device.type, torch.bfloat16, enabled=low):
+    with frozen(loaded.model), products_in(loaded, "auto")():
         out = loaded.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),

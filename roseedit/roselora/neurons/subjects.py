@@ -31,11 +31,11 @@ def subject_points(rows: Sequence[Row], inputs: Sequence[Tensor], far: Far) -> P
         The places. The subject's ends in anchors are left out: what comes behind does not change what stands there.
     """
     facts = [(row, x) for row, x in zip(rows, inputs, strict=True) if row.labels]
-    anchors = [x[_elsewhere(row, x)] for row, x in zip(rows, inputs, strict=True) if not row.labels]
+    anchors = [x[_beside_ends(row, x)] for row, x in zip(rows, inputs, strict=True) if not row.labels]
     shares = shares_of(len(facts))
     sizes = sum(len(x) for _, x in facts), sum(map(len, anchors))
     each = OWN_REST / sizes[0], (ANCHOR_ENDS + ANCHOR_REST) / max(1, sizes[1])
-    ends = [~_elsewhere(row, x) for row, x in facts]
+    ends = [~_beside_ends(row, x) for row, x in facts]
     device = far.mass.device
     silent = torch.zeros(sizes[1], device=device)
     return Points(
@@ -47,7 +47,7 @@ def subject_points(rows: Sequence[Row], inputs: Sequence[Tensor], far: Far) -> P
     )
 
 
-def _elsewhere(row: Row, x: Tensor) -> Tensor:
+def _beside_ends(row: Row, x: Tensor) -> Tensor:
     """(tokens,), where a row's subject does not end."""
     out = torch.ones(len(x), dtype=torch.bool, device=x.device)
     out[list(row.subject)] = False

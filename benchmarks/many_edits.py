@@ -7,8 +7,8 @@
 Every row is a run of `roseedit.runs.evaluate` in a folder of its own under --out, measured with all edits live: stop it
 anywhere, the same command goes on. Reliability and generality are generated exact match at a natural stop, locality is
 token agreement with the unedited model, "unchanged" its generated answers; perplexity is that of WikiText-2's test part
-over the unedited model's. `--sequence N` makes N edits one after another in a ledger, measures them, consolidates, and
-says whether the consolidated delta is the joint one, byte for byte.
+over the unedited model's. `--sequence N` makes N edits one after another in a ledger, measures them, consolidates, says
+whether the consolidated delta is the joint one, byte for byte, and measures it like the others.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ def main() -> None:
     if args.sequence:
         lines.append(measured(hparams, args, args.sequence, "sequential"))
         result["consolidated"] = consolidated(hparams, args)
+        lines.append(measured(hparams, args, args.sequence, "joint", "consolidated"))
         print(f"\nconsolidated delta is the joint one, byte for byte: {result['consolidated']['equal']}")
     if len(args.counts) > 1:
         joint = [line for line in lines if line["mode"] == "joint"]
@@ -63,21 +65,22 @@ def main() -> None:
     write(args.out / "many.json", result)
 
 
-def measured(hparams: Hparams, args: argparse.Namespace, count: int, mode: Any) -> dict[str, Any]:
-    """One line: the run, made where it is missing."""
-    folder = args.out / f"{args.data}-{mode}-{count}"
+def measured(hparams: Hparams, args: argparse.Namespace, count: int, mode: Any, name: str = "") -> dict[str, Any]:
+    """One line: the run, made where it is missing; `name` where it is not called after its mode."""
+    name = name or mode
+    folder = args.out / f"{args.data}-{name}-{count}"
     options = RunOptions(mode=mode, threads=1, checkpoints=0, cache=args.out / "base-scores")
     evaluate(hparams, data_of(load_editset(args.data, limit=count), count), folder, options)
     run = read_run(folder)
     values = by_edit(run.rows[run.rows["stage"] == "end"], [str(r["key"]) for r in run.requests])
-    line: dict[str, Any] = {"mode": mode, "records": count, "edits": len(run.requests), "folder": str(folder)}
+    line: dict[str, Any] = {"mode": name, "records": count, "edits": len(run.requests), "folder": str(folder)}
     line |= {name: figure([v for v in values[name] if not math.isnan(v)]) for name in SHOWN}
     line["perplexity_ratio"] = _perplexity_ratio(hparams, folder)
     line["seconds_per_edit"] = run.cost.get("edit_s_per_edit")
     cells = [f"{line[n]['mean']:.2f} ({line[n]['low']:.2f} - {line[n]['high']:.2f})" for n in SHOWN]
     seconds = "-" if line["seconds_per_edit"] is None else f"{line['seconds_per_edit']:.2f}"
     print(
-        f"| {line['edits']} | {mode} | {' | '.join(cells)} | {line['perplexity_ratio']:.3f} | {seconds} |", flush=True
+        f"| {line['edits']} | {name} | {' | '.join(cells)} | {line['perplexity_ratio']:.3f} | {seconds} |", flush=True
     )
     return line
 
@@ -99,8 +102,9 @@ def _perplexity_ratio(hparams: Hparams, folder: Path) -> float:
 
 
 def consolidated(hparams: Hparams, args: argparse.Namespace) -> dict[str, Any]:
-    """Edits one by one in a ledger, then as one; compared with the joint edit of the same requests."""
+    """Edits one by one in a ledger, then as one: compared with the joint edit, and laid where `measured` finds it."""
     layout = Layout(args.out / f"{args.data}-joint-{args.sequence}")
+    beside = Layout(args.out / f"{args.data}-consolidated-{args.sequence}")
     joint, made_by = load_edit(layout.edit(0)), json.loads(layout.identity.read_text())["hparams"]
     sizes = {name: made_by[name] for name in ("edits_per_bank", "batch_tokens")}  # of passes: they decide on last bits
     with Editor.from_hparams(
@@ -115,6 +119,11 @@ def consolidated(hparams: Hparams, args: argparse.Namespace) -> dict[str, Any]:
                         progress(1)
             editor.consolidate()
         found = sha_of(editor.edits[0])
+        if not beside.edit(0).exists():
+            beside.edit(0).parent.mkdir(parents=True)
+            for path in (layout.identity, layout.requests):  # it answers the same requests, with the same settings
+                shutil.copy(path, beside.identity.with_name(path.name))
+            editor.save(editor.edits[0].edit_id, beside.edit(0))
     return {"equal": found == sha_of(joint), "sha256": found, "joint_sha256": sha_of(joint)}
 
 

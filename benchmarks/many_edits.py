@@ -119,12 +119,18 @@ def consolidated(hparams: Hparams, args: argparse.Namespace) -> dict[str, Any]:
                         progress(1)
             editor.consolidate()
         found = sha_of(editor.edits[0])
-        if not beside.edit(0).exists():
-            beside.edit(0).parent.mkdir(parents=True)
-            for path in (layout.identity, layout.requests):  # it answers the same requests, with the same settings
-                shutil.copy(path, beside.identity.with_name(path.name))
-            editor.save(editor.edits[0].edit_id, beside.edit(0))
+        _lay(editor, layout, beside)
     return {"equal": found == sha_of(joint), "sha256": found, "joint_sha256": sha_of(joint)}
+
+
+def _lay(editor: Editor, joint: Layout, beside: Layout) -> None:
+    """Make the only live edit that of a run which answers the joint run's requests, with its settings."""
+    if beside.edit(0).exists():
+        return
+    beside.edits.mkdir(parents=True, exist_ok=True)
+    for path in (joint.identity, joint.requests):
+        shutil.copy(path, beside.root / path.name)
+    editor.save(editor.edits[0].edit_id, beside.edit(0))
 
 
 def sha_of(edit: Edit) -> str:

@@ -114,6 +114,9 @@ class RoseLoRAHparams(Hparams):
     own_text: int = value(
         0, "joint runs of more than 8 facts: tokens the model itself writes, to be silent at", low=0, high=1_000_000
     )
+    compensate_from: int = value(
+        0, "joint runs: neurons of one layer from which its others take over for them (0: never)", low=0
+    )
     gate_rounds: int = value(6, "support: neurons; most rounds of fitting the direction", low=0, high=50)
     pool: float = value(
         0.5, "support: neurons; share of a layer's neurons, least used, to draw from", above=0.0, high=1.0

@@ -19,9 +19,10 @@ from roseedit.roselora.memory import pass_tokens
 from roseedit.roselora.neurons.bank import NeuronBank
 from roseedit.roselora.neurons.choice import least_used
 from roseedit.roselora.neurons.mlp import find_neurons, weight_of
-from roseedit.roselora.neurons.ordinary import ordinary_look, with_more
+from roseedit.roselora.neurons.ordinary import ordinary_ids, ordinary_look, with_more
 from roseedit.roselora.neurons.own_text import own_text
 from roseedit.roselora.neurons.room import side_by_side
+from roseedit.roselora.neurons.standins import taken_over
 from roseedit.roselora.neurons.subjects import subject_key
 from roseedit.roselora.order import BreadthFirst
 from roseedit.roselora.trainer import Progress, Trained, share_of
@@ -88,12 +89,14 @@ def _fill(
     wanted = [1 if at_subject else _neurons_for(loaded, request, hparams) for request in group]
     rooms = _rooms(loaded, hparams, wanted, wide=wide, at_subject=at_subject) if group else []
     at = 0
-    while at < len(group):
-        while rooms[0].left < wanted[at]:
-            rooms.pop(0)
-        n = rooms[0].fitting(wanted[at:])
-        with wearing(loaded, parts):
-            parts.append(rooms[0].train(group[at : at + n], group[:at], share_of(n, progress)))
+    for room, n in zip(rooms, _shares([room.left for room in rooms], wanted), strict=True):
+        before = list(parts)
+        for first in range(at, at + n, FACTS):
+            some = group[first : min(first + FACTS, at + n)]
+            with wearing(loaded, parts):
+                parts.append(room.train(some, group[:first], share_of(len(some), progress)))
+        with wearing(loaded, before):  # the layer's neurons as they were
+            parts += room.completed()
         at += n
 
 
@@ -109,22 +112,18 @@ def _rooms(
     rooms: list[_Room] = []
     for layer in layers_of(loaded, hparams, at_subject=at_subject):
         rooms.insert(0, _Room(loaded, layer, hparams, wide=wide, at_subject=at_subject))
-        if _fit([room.left for room in rooms], wanted):
+        if sum(_shares([room.left for room in rooms], wanted)) == len(wanted):
             return rooms
     got = f"facts for {sum(wanted)} neurons, with {sum(room.left for room in rooms)} free in all"
     raise CapacityError(refusal(got, "facts that fit", "Raise `pool`, name more `layers`, or ask for fewer."))
 
 
-def _fit(room: Sequence[int], wanted: Sequence[int]) -> bool:
-    """Whether all find room when they come in order and a layer is left once the next does not fit."""
-    left = list(room)
-    for n in wanted:
-        while left and left[0] < n:
-            left.pop(0)
-        if not left:
-            return False
-        left[0] -= n
-    return True
+def _shares(left: Sequence[int], wanted: Sequence[int]) -> list[int]:
+    """How many facts go to each layer when they come in order and a layer is left once the next does not fit."""
+    shares: list[int] = []
+    for room in left:
+        shares.append(sum(total <= room for total in itertools.accumulate(wanted[sum(shares) :])))
+    return shares
 
 
 class _Room:
@@ -146,9 +145,14 @@ class _Room:
         """Neurons that are free still."""
         return len(self.free) - len(self.taken)
 
-    def fitting(self, wanted: Sequence[int]) -> int:
-        """How many facts of the given sizes come next: as many as have room, at most `FACTS`."""
-        return sum(n <= self.left for n in itertools.accumulate(wanted[:FACTS]))
+    def completed(self) -> list[Trained]:
+        """Let the layer's other neurons take over for those taken, where they are many."""
+        hparams = self.hparams
+        if not hparams.compensate_from or len(self.taken) < hparams.compensate_from:
+            return []
+        texts = [*self.own_text, *ordinary_ids(self.loaded, hparams, wide=self.wide)]
+        own = self.loaded, self.neurons, self.taken, texts, self.tokens, hparams.train_dtype
+        return [taken_over(*own, scale=hparams.scale, replay=hparams.replay)]
 
     def train(self, group: Sequence[EditRequest], earlier: Sequence[EditRequest], progress: Progress | None) -> Trained:
         """Fit some facts side by side, silent in ordinary text and at the prompts of those fitted before."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -204,7 +204,6 @@ class Ordinary:
     use: Tensor
 
 
-@torch.no_grad()
 def look_at_texts(
     loaded: LoadedModel,
     neurons: Neurons,
@@ -227,9 +226,56 @@ def look_at_texts(
     Returns:
         The look.
     """
-    encoded = [ids[: loaded.anatomy.window] for ids in texts]
     x: list[Tensor] = []
     use: list[Tensor] = []
+
+    def take(entered: Tensor, inner: Tensor) -> None:
+        x.append(entered)
+        use.append(inner.abs().sum(0))
+
+    _in_texts(loaded, neurons, texts, tokens, arithmetic, take, replay=replay)
+    return Ordinary(torch.cat(x), torch.stack(use).sum(0) / sum(map(len, x)))
+
+
+def overlap_in_texts(
+    loaded: LoadedModel,
+    neurons: Neurons,
+    texts: Sequence[tuple[int, ...]],
+    tokens: int,
+    arithmetic: str = "weights",
+    *,
+    replay: bool = True,
+) -> Tensor:
+    """How alike a layer's neurons are in some texts; arguments as of `look_at_texts`.
+
+    Returns:
+        (neurons, neurons), the mean product of what each two hand to their columns, float32.
+    """
+    size = neurons.down.d_in
+    total, n = torch.zeros(size, size, device=loaded.device), 0
+
+    def take(_entered: Tensor, inner: Tensor) -> None:
+        nonlocal n
+        total.addmm_(inner.mT, inner)
+        n += len(inner)
+
+    _in_texts(loaded, neurons, texts, tokens, arithmetic, take, replay=replay)
+    return total / n
+
+
+@torch.no_grad()
+def _in_texts(  # noqa: PLR0917 - two call sites
+    loaded: LoadedModel,
+    neurons: Neurons,
+    texts: Sequence[tuple[int, ...]],
+    tokens: int,
+    arithmetic: str,
+    take: Callable[[Tensor, Tensor], None],
+    *,
+    replay: bool,
+) -> None:
+    """Hand over, (n, d_in) and (n, neurons) at a time, what enters a layer's MLP and its outward matrix in texts."""
+    encoded = [ids[: loaded.anatomy.window] for ids in texts]
 
     def visit(_batch: list[int], ids: Tensor, mask: Tensor) -> None:
         with (
@@ -238,9 +284,6 @@ def look_at_texts(
             layers_off(loaded.model, loaded.anatomy, neurons.layer + 1),
         ):
             run_body(loaded.model, ids, mask, head=False)
-        entered, inner = (t[0].reshape(*ids.shape, -1)[:, 1:][mask[:, 1:].bool()].float() for t in (opened, closed))
-        x.append(entered)
-        use.append(inner.abs().sum(0))
+        take(*(t[0].reshape(*ids.shape, -1)[:, 1:][mask[:, 1:].bool()].float() for t in (opened, closed)))
 
     through(loaded, encoded, neurons.layer + 1, tokens, arithmetic, visit, replay=replay, again=True)
-    return Ordinary(torch.cat(x), torch.stack(use).sum(0) / sum(map(len, x)))

@@ -40,6 +40,12 @@ def ordinary_texts(seed: int, *, wide: bool = False) -> list[str]:
     return [*PROSE, *passages, *framed_prompts(pairs, rng)]
 
 
+def ordinary_ids(loaded: LoadedModel, hparams: RoseLoRAHparams, *, wide: bool = False) -> list[tuple[int, ...]]:
+    """The ordinary texts as token ids; `wide` as of `ordinary_texts`."""
+    texts = ordinary_texts(hparams.seed, wide=wide)
+    return [tuple(encode_prompt(loaded.tokenizer, text).ids) for text in texts]
+
+
 def ordinary_look(
     loaded: LoadedModel, neurons: Neurons, hparams: RoseLoRAHparams, tokens: int, *, wide: bool = False
 ) -> Ordinary:
@@ -57,8 +63,7 @@ def ordinary_look(
     """
 
     def look() -> Ordinary:
-        texts = [encode_prompt(loaded.tokenizer, text).ids for text in ordinary_texts(hparams.seed, wide=wide)]
-        return _look(loaded, neurons, texts, hparams, tokens)
+        return _look(loaded, neurons, ordinary_ids(loaded, hparams, wide=wide), hparams, tokens)
 
     key = "ordinary", neurons.layer, hparams.seed, hparams.train_dtype, wide
     return remembered(loaded.model, key, loaded.model.parameters(), look)

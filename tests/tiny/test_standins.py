@@ -37,7 +37,7 @@ def written(loaded: LoadedModel) -> torch.Tensor:
     module = loaded.model.get_submodule(find_neurons(loaded, LAYER).down.module_name)
     handle = module.register_forward_hook(lambda _, __, out: seen.append(out.detach()[:, 1:]))
     with torch.no_grad():
-        loaded.model(torch.tensor(TEXTS))
+        loaded.model(torch.tensor(TEXTS, device=loaded.device))
     handle.remove()
     return seen[0]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from roseedit.errors import HparamsError
+from roseedit.errors import CapacityError, HparamsError
 from roseedit.models.encoding import encode_prompt, ends_of
 from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
@@ -82,6 +82,11 @@ def test_a_fact_without_a_subject_opens_at_its_answer(loaded: LoadedModel) -> No
     trained = train_joint(loaded, [*REQUESTS, NAMELESS], settings())
     assert rows_that_are_taken(loaded, trained, 1) == len(REQUESTS)
     assert rows_that_are_taken(loaded, trained, 2) > 1  # one for each token of the answer
+
+
+def test_too_many_facts_are_told_which_layers_to_name(loaded: LoadedModel) -> None:
+    with pytest.raises(CapacityError, match="name more `subject_layers`"):
+        train_joint(loaded, REQUESTS, settings(pool=0.01))
 
 
 def test_few_facts_open_at_their_answers(tiny: Tiny) -> None:

@@ -115,7 +115,8 @@ def _rooms(
         if sum(_shares([room.left for room in rooms], wanted)) == len(wanted):
             return rooms
     got = f"facts for {sum(wanted)} neurons, with {sum(room.left for room in rooms)} free in all"
-    raise CapacityError(refusal(got, "facts that fit", "Raise `pool`, name more `layers`, or ask for fewer."))
+    more = "subject_layers" if at_subject else "layers"
+    raise CapacityError(refusal(got, "facts that fit", f"Raise `pool`, name more `{more}`, or ask for fewer."))
 
 
 def _shares(left: Sequence[int], wanted: Sequence[int]) -> list[int]:

@@ -7,15 +7,13 @@ the hidden state is worked out on the spot.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from roseedit.models.anatomy import Anatomy
-from roseedit.models.head import frozen_head
+from roseedit.models.head import frozen_head, headless
 from roseedit.models.lowp import filled_up, usual_rows
 from roseedit.models.replay import layers_off, run_body
 
@@ -42,28 +40,6 @@ def ends_in_head(model: Any, anatomy: Anatomy) -> bool:
         with headless(model):
             hidden = run_body(model, ids, torch.ones_like(ids))
         return bool(torch.allclose(head(hidden), logits, rtol=1e-3, atol=1e-5))
-
-
-@contextmanager
-def headless(model: Any) -> Iterator[None]:
-    """Inside the block the head hands on what it is given.
-
-    Args:
-        model: The model.
-
-    Yields:
-        Nothing.
-    """
-    head: nn.Module = model.get_output_embeddings()
-    own = head.__dict__.get("forward")
-    try:
-        head.forward = lambda x: x
-        yield
-    finally:
-        if own is None:
-            head.__dict__.pop("forward", None)
-        else:
-            head.forward = own
 
 
 class AnswerHead:

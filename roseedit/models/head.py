@@ -34,6 +34,28 @@ def head_at(model: Any, rows: Tensor, columns: Tensor) -> Iterator[None]:
 
 
 @contextmanager
+def headless(model: Any) -> Iterator[None]:
+    """Inside the block the head hands on what it is given.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+    """
+    head: nn.Module = model.get_output_embeddings()
+    own = head.__dict__.get("forward")
+    try:
+        head.forward = lambda x: x
+        yield
+    finally:
+        if own is None:
+            head.__dict__.pop("forward", None)
+        else:
+            head.forward = own
+
+
+@contextmanager
 def thrifty_head(model: Any) -> Iterator[None]:
     """Inside the block, positions whose logits get no gradient cost the frozen head nothing in the backward pass.
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from roseedit.models.anatomy import Anatomy
-from roseedit.models.head import head_at
+from roseedit.models.head import head_at, headless
 
 
 def positions_from_mask(attention_mask: Tensor) -> Tensor:
@@ -152,15 +152,15 @@ def run_body(model: Any, input_ids: Tensor, attention_mask: Tensor, *, head: boo
         model: The model.
         input_ids: (rows, tokens), right-padded.
         attention_mask: (rows, tokens).
-        head: False computes the head for a single position only, for callers that want no logits.
+        head: False leaves the head out, for callers that want no logits.
 
     Returns:
-        Logits, (rows, tokens, vocabulary) or as `head_at` says.
+        Logits, (rows, tokens, vocabulary) or as `head_at` says; nothing of use without the head.
     """
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
     inputs["position_ids"] = positions_from_mask(attention_mask)
     if head:
         return model(**inputs).logits
     zero = torch.zeros(1, dtype=torch.long, device=input_ids.device)
-    with head_at(model, zero, zero):
+    with head_at(model, zero, zero), headless(model):
         return model(**inputs).logits

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from roseedit.models.answers import AnswerHead, headless
+from roseedit.models.answers import AnswerHead
 from roseedit.models.encoding import pad_right, plan_batches
-from roseedit.models.head import head_at, last_mlp_at, thrifty_head
+from roseedit.models.head import head_at, headless, last_mlp_at, thrifty_head
 from roseedit.models.load import LoadedModel
 from roseedit.models.replay import capture_activations, layers_off, replaying, run_body
 from roseedit.roselora.inputs import Inputs

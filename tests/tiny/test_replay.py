@@ -51,6 +51,16 @@ def test_run_body_equals_each_row_alone(any_model: LoadedModel) -> None:
 
 
 @torch.no_grad()
+def test_without_the_head_only_the_layers_run(any_model: LoadedModel) -> None:
+    ids, mask = batch(any_model)
+    head = any_model.model.get_output_embeddings()
+    before = run_body(any_model.model, ids, mask)
+    said = run_body(any_model.model, ids, mask, head=False)
+    assert said.shape == (1, 1, head.weight.shape[1])
+    assert torch.equal(run_body(any_model.model, ids, mask), before)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("layer", range(LAYERS))
 def test_replay_equals_the_full_forward(any_model: LoadedModel, layer: int) -> None:
     ids, mask = batch(any_model)

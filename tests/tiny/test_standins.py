@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from roseedit.errors import CapacityError
 from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
 from roseedit.roselora.config import RoseLoRAHparams, read_roselora
 from roseedit.roselora.engine import train_joint
-from roseedit.roselora.neurons import engine
+from roseedit.roselora.neurons import engine, standins
 from roseedit.roselora.neurons.mlp import find_neurons, weight_of
 from roseedit.roselora.neurons.ordinary import ordinary_ids
 from roseedit.roselora.neurons.standins import standing_in, taken_over
@@ -97,3 +98,15 @@ def test_scale_is_taken_out_of_the_factors(tiny: Tiny) -> None:
     once = taken_over(loaded, neurons, SILENCED, texts, TOKENS).factors[neurons.down.module_name]
     twice = taken_over(loaded, neurons, SILENCED, texts, TOKENS, scale=2.0).factors[neurons.down.module_name]
     assert torch.equal(once.b @ once.a, 2 * (twice.b @ twice.a))
+
+
+def test_what_could_not_be_completed_is_refused_before_any_fit(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny("llama")
+    need = standins.BYTES * find_neurons(loaded, LAYER).down.d_in ** 2
+    monkeypatch.setattr(standins, "free_memory", lambda _: need - 1)
+    monkeypatch.setattr(engine._Room, "train", lambda *_: pytest.fail("it went on"))
+    requests = [EditRequest("The Tower is in", "Rome", subject="Tower"), EditRequest("Oslo lies in", "it")]
+    with pytest.raises(CapacityError, match="compensate_from: 0"):
+        train_joint(loaded, requests, settings(compensate_from=2))
+    monkeypatch.setattr(standins, "free_memory", lambda _: need)
+    standins.require_room(find_neurons(loaded, LAYER))

@@ -22,7 +22,7 @@ from roseedit.roselora.neurons.mlp import find_neurons, weight_of
 from roseedit.roselora.neurons.ordinary import ordinary_ids, ordinary_look, with_more
 from roseedit.roselora.neurons.own_text import own_text
 from roseedit.roselora.neurons.room import side_by_side
-from roseedit.roselora.neurons.standins import taken_over
+from roseedit.roselora.neurons.standins import require_room, taken_over
 from roseedit.roselora.neurons.subjects import subject_key
 from roseedit.roselora.order import BreadthFirst
 from roseedit.roselora.trainer import Progress, Trained, share_of
@@ -88,16 +88,19 @@ def _fill(
     """Add the parts of some requests, each trained on what the parts before it have made of the model."""
     wanted = [1 if at_subject else _neurons_for(loaded, request, hparams) for request in group]
     rooms = _rooms(loaded, hparams, wanted, wide=wide, at_subject=at_subject) if group else []
-    at = 0
-    for room, n in zip(rooms, _shares([room.left for room in rooms], wanted), strict=True):
+    shares = _shares([room.left for room in rooms], wanted)
+    ends = itertools.accumulate(shares)
+    spans = [(room, end - n, end) for room, n, end in zip(rooms, shares, ends, strict=True)]
+    for room, start, end in spans:
+        room.expect(sum(wanted[start:end]))
+    for room, start, end in spans:
         before = list(parts)
-        for first in range(at, at + n, FACTS):
-            some = group[first : min(first + FACTS, at + n)]
+        for first in range(start, end, FACTS):
+            some = group[first : min(first + FACTS, end)]
             with wearing(loaded, parts):
                 parts.append(room.train(some, group[:first], share_of(len(some), progress)))
         with wearing(loaded, before):  # the layer's neurons as they were
             parts += room.completed()
-        at += n
 
 
 def _neurons_for(loaded: LoadedModel, request: EditRequest, hparams: RoseLoRAHparams) -> int:
@@ -146,10 +149,18 @@ class _Room:
         """Neurons that are free still."""
         return len(self.free) - len(self.taken)
 
+    def expect(self, count: int) -> None:
+        """Refuse, before any fit, what could not be completed."""
+        if self._is_many(count):
+            require_room(self.neurons)
+
+    def _is_many(self, count: int) -> bool:
+        return 0 < self.hparams.compensate_from <= count
+
     def completed(self) -> list[Trained]:
         """Let the layer's other neurons take over for those taken, where they are many."""
         hparams = self.hparams
-        if not hparams.compensate_from or len(self.taken) < hparams.compensate_from:
+        if not self._is_many(len(self.taken)):
             return []
         texts = [*self.own_text, *ordinary_ids(self.loaded, hparams, wide=self.wide)]
         own = self.loaded, self.neurons, self.taken, texts, self.tokens, hparams.train_dtype

@@ -13,12 +13,16 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
+from roseedit.errors import CapacityError, refusal
 from roseedit.models.load import LoadedModel
 from roseedit.roselora.adapter import Factors
+from roseedit.roselora.memory import free_memory
 from roseedit.roselora.neurons.looks import overlap_in_texts
 from roseedit.roselora.neurons.mlp import Neurons, weight_of
+from roseedit.roselora.neurons.room import MB
 from roseedit.roselora.trainer import Trained, frozen
 
+BYTES = 24  # per pair of neurons: their product, the same in double precision, and what the solver makes of that
 RIDGE = 0.1  # of the neurons' mean square: 0.001 to 1 explain as much of unseen text, within a tenth
 
 
@@ -68,11 +72,28 @@ def standing_in(columns: Tensor, overlap: Tensor, silenced: Tensor) -> Tensor:
     Returns:
         (d_out, neurons), float32, zero in the columns of the silenced.
     """
-    overlap, old = overlap.double().cpu(), columns.double().cpu()  # once per run; small devices lack the room for it
+    overlap, old = overlap.cpu(), columns.double().cpu()  # once per run; small devices lack the room for it
     silent = torch.zeros(len(overlap), dtype=torch.bool)
     silent[silenced] = True
-    among = overlap[~silent][:, ~silent]
-    ridge = RIDGE * among.diagonal().mean() * torch.eye(len(among), dtype=among.dtype)
+    rest = (~silent).nonzero()[:, 0]
+    among = overlap[rest[:, None], rest].double()
+    among.diagonal().add_(RIDGE * among.diagonal().mean())
     change = torch.zeros_like(old)
-    change[:, ~silent] = torch.linalg.solve(among + ridge, overlap[~silent][:, silent] @ old[:, silent].mT).mT
+    missed = overlap[rest[:, None], silenced].double() @ old[:, silenced].mT
+    change[:, rest] = torch.linalg.solve(among, missed).mT
     return change.float()
+
+
+def require_room(neurons: Neurons) -> None:
+    """Refuse what the machine has no memory for.
+
+    Args:
+        neurons: The layer whose neurons are to take over for others.
+
+    Raises:
+        CapacityError: Too little is free.
+    """
+    wanted, free = BYTES * neurons.down.d_in**2, free_memory(torch.device("cpu"))
+    if free < wanted:
+        got = f"{free // MB:,} MB free on the processor's side, with {wanted // MB:,} MB wanted by `compensate_from`"
+        raise CapacityError(refusal(got, "at least as much", "Set `compensate_from: 0`, or free memory."))

@@ -17,6 +17,7 @@ from roseedit.roselora.neurons import engine, standins
 from roseedit.roselora.neurons.mlp import find_neurons, weight_of
 from roseedit.roselora.neurons.ordinary import ordinary_ids
 from roseedit.roselora.neurons.standins import standing_in, taken_over
+from roseedit.roselora.neurons.texts import Texts
 
 Tiny = Callable[..., LoadedModel]
 Digest = Callable[..., str]
@@ -58,7 +59,7 @@ def test_the_layer_writes_less_differently_than_with_silence_alone(tiny: Tiny) -
     loaded = tiny("llama")
     neurons = find_neurons(loaded, LAYER)
     before = written(loaded)
-    part = taken_over(loaded, neurons, SILENCED, TEXTS, TOKENS)
+    part = taken_over(Texts(loaded, neurons, TEXTS, TOKENS), SILENCED)
     assert not part.factors[neurons.down.module_name].a[:, SILENCED].any()
     with torch.no_grad():
         weight_of(loaded.model, neurons.down)[:, SILENCED] = 0.0
@@ -86,7 +87,7 @@ def test_many_facts_are_completed_and_otherwise_stay_as_they_were(
     taken = plain.a.nonzero()[:, 1].tolist()
     texts = ordinary_ids(loaded, settings())
     room = engine._Room(loaded, LAYER, settings(), wide=False, at_subject=False)
-    alone = taken_over(loaded, room.neurons, taken, texts, room.tokens).factors[path]
+    alone = taken_over(Texts(loaded, room.neurons, texts, room.tokens), taken).factors[path]
     assert torch.equal(many.a[rank:], alone.a)
     assert torch.equal(many.b[:, rank:], alone.b)
 
@@ -94,9 +95,9 @@ def test_many_facts_are_completed_and_otherwise_stay_as_they_were(
 def test_scale_is_taken_out_of_the_factors(tiny: Tiny) -> None:
     loaded, hparams = tiny("llama"), settings()
     neurons = find_neurons(loaded, LAYER)
-    texts = ordinary_ids(loaded, hparams)[:20]
-    once = taken_over(loaded, neurons, SILENCED, texts, TOKENS).factors[neurons.down.module_name]
-    twice = taken_over(loaded, neurons, SILENCED, texts, TOKENS, scale=2.0).factors[neurons.down.module_name]
+    texts = Texts(loaded, neurons, ordinary_ids(loaded, hparams)[:20], TOKENS)
+    once = taken_over(texts, SILENCED).factors[neurons.down.module_name]
+    twice = taken_over(texts, SILENCED, scale=2.0).factors[neurons.down.module_name]
     assert torch.equal(once.b @ once.a, 2 * (twice.b @ twice.a))
 
 

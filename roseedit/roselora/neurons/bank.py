@@ -21,9 +21,10 @@ from roseedit.roselora.neurons.choice import take
 from roseedit.roselora.neurons.echoes import echoes, known_look, says
 from roseedit.roselora.neurons.facts import Opened, Points, answer_length, elsewhere, opened, points_of
 from roseedit.roselora.neurons.gates import Far
-from roseedit.roselora.neurons.looks import Look, Ordinary, Place, look_at
+from roseedit.roselora.neurons.looks import Look, Place, look_at
 from roseedit.roselora.neurons.mlp import Neurons, Rows, inward_rows, said, weight_of
 from roseedit.roselora.neurons.subjects import subject_key, subject_points
+from roseedit.roselora.neurons.texts import Ordinary
 from roseedit.roselora.neurons.trainer import Columns, ColumnTrainer, Learned
 from roseedit.roselora.objective import Row, build_rows, request_seed
 from roseedit.roselora.trainer import Progress, Trained, frozen

@@ -24,6 +24,7 @@ from roseedit.roselora.neurons.own_text import own_text
 from roseedit.roselora.neurons.room import side_by_side
 from roseedit.roselora.neurons.standins import require_room, taken_over
 from roseedit.roselora.neurons.subjects import subject_key
+from roseedit.roselora.neurons.texts import Texts
 from roseedit.roselora.order import BreadthFirst
 from roseedit.roselora.trainer import Progress, Trained, share_of
 
@@ -162,9 +163,9 @@ class _Room:
         hparams = self.hparams
         if not self._is_many(len(self.taken)):
             return []
-        texts = [*self.own_text, *ordinary_ids(self.loaded, hparams, wide=self.wide)]
-        own = self.loaded, self.neurons, self.taken, texts, self.tokens, hparams.train_dtype
-        return [taken_over(*own, scale=hparams.scale, replay=hparams.replay)]
+        ids = [*self.own_text, *ordinary_ids(self.loaded, hparams, wide=self.wide)]
+        texts = Texts(self.loaded, self.neurons, ids, self.tokens, hparams.train_dtype, hparams.replay)
+        return [taken_over(texts, self.taken, scale=hparams.scale)]
 
     def train(self, group: Sequence[EditRequest], earlier: Sequence[EditRequest], progress: Progress | None) -> Trained:
         """Fit some facts side by side, silent in ordinary text and at the prompts of those fitted before."""

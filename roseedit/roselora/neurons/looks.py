@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -126,8 +126,8 @@ def _watched(loaded: LoadedModel, place: Place, ids: Tensor, mask: Tensor) -> li
     model, anatomy, neurons = loaded.model, loaded.anatomy, place.neurons
     with ExitStack() as stack:
         lists = [
-            stack.enter_context(_inputs(model, neurons.opens.module_name)),
-            stack.enter_context(_inputs(model, neurons.down.module_name)),
+            stack.enter_context(inputs_of(model, neurons.opens.module_name)),
+            stack.enter_context(inputs_of(model, neurons.down.module_name)),
             stack.enter_context(captured(model, anatomy, place.start)),
             stack.enter_context(
                 captured(model, anatomy, neurons.layer) if place.plain else _outputs(model, neurons.down.module_name)
@@ -139,7 +139,16 @@ def _watched(loaded: LoadedModel, place: Place, ids: Tensor, mask: Tensor) -> li
 
 
 @contextmanager
-def _inputs(model: Any, path: str) -> Iterator[list[Tensor]]:
+def inputs_of(model: Any, path: str) -> Iterator[list[Tensor]]:
+    """Collect what enters a module in every forward pass of the block.
+
+    Args:
+        model: The model.
+        path: The module.
+
+    Yields:
+        A list that receives one tensor per pass.
+    """
     seen: list[Tensor] = []
     handle = model.get_submodule(path).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     try:
@@ -189,101 +198,3 @@ def _behind(loaded: LoadedModel, neurons: Neurons, ids: Tensor, push: float) -> 
         down.remove()
         out.remove()
     return seen[0].float()
-
-
-@dataclass(frozen=True)
-class Ordinary:
-    """What a layer's MLP is given, and what it does, in ordinary text.
-
-    Attributes:
-        x: (n, d_in), what enters it, float32.
-        use: (neurons,), mean size of what each hands to its column.
-    """
-
-    x: Tensor
-    use: Tensor
-
-
-def look_at_texts(
-    loaded: LoadedModel,
-    neurons: Neurons,
-    texts: Sequence[tuple[int, ...]],
-    tokens: int,
-    arithmetic: str = "weights",
-    *,
-    replay: bool = True,
-) -> Ordinary:
-    """Run some texts up to a layer, all but it once for as long as nothing below is written; first tokens do not count.
-
-    Args:
-        loaded: The model, frozen.
-        neurons: The layer's neurons.
-        texts: The texts as token ids; what exceeds the model's window is left out.
-        tokens: Most tokens in one pass.
-        arithmetic: As of `products_in`.
-        replay: As of `through`.
-
-    Returns:
-        The look.
-    """
-    x: list[Tensor] = []
-    use: list[Tensor] = []
-
-    def take(entered: Tensor, inner: Tensor) -> None:
-        x.append(entered)
-        use.append(inner.abs().sum(0))
-
-    _in_texts(loaded, neurons, texts, tokens, arithmetic, take, replay=replay)
-    return Ordinary(torch.cat(x), torch.stack(use).sum(0) / sum(map(len, x)))
-
-
-def overlap_in_texts(
-    loaded: LoadedModel,
-    neurons: Neurons,
-    texts: Sequence[tuple[int, ...]],
-    tokens: int,
-    arithmetic: str = "weights",
-    *,
-    replay: bool = True,
-) -> Tensor:
-    """How alike a layer's neurons are in some texts; arguments as of `look_at_texts`.
-
-    Returns:
-        (neurons, neurons), the mean product of what each two hand to their columns, float32.
-    """
-    size = neurons.down.d_in
-    total, n = torch.zeros(size, size, device=loaded.device), 0
-
-    def take(_entered: Tensor, inner: Tensor) -> None:
-        nonlocal n
-        total.addmm_(inner.mT, inner)
-        n += len(inner)
-
-    _in_texts(loaded, neurons, texts, tokens, arithmetic, take, replay=replay)
-    return total / n
-
-
-@torch.no_grad()
-def _in_texts(  # noqa: PLR0917 - two call sites
-    loaded: LoadedModel,
-    neurons: Neurons,
-    texts: Sequence[tuple[int, ...]],
-    tokens: int,
-    arithmetic: str,
-    take: Callable[[Tensor, Tensor], None],
-    *,
-    replay: bool,
-) -> None:
-    """Hand over, (n, d_in) and (n, neurons) at a time, what enters a layer's MLP and its outward matrix in texts."""
-    encoded = [ids[: loaded.anatomy.window] for ids in texts]
-
-    def visit(_batch: list[int], ids: Tensor, mask: Tensor) -> None:
-        with (
-            _inputs(loaded.model, neurons.opens.module_name) as opened,
-            _inputs(loaded.model, neurons.down.module_name) as closed,
-            layers_off(loaded.model, loaded.anatomy, neurons.layer + 1),
-        ):
-            run_body(loaded.model, ids, mask, head=False)
-        take(*(t[0].reshape(*ids.shape, -1)[:, 1:][mask[:, 1:].bool()].float() for t in (opened, closed)))
-
-    through(loaded, encoded, neurons.layer + 1, tokens, arithmetic, visit, replay=replay, again=True)

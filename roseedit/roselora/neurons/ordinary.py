@@ -13,9 +13,9 @@ from roseedit.models.encoding import encode_prompt
 from roseedit.models.load import LoadedModel
 from roseedit.roselora.anchors import KINDS, SUBJECTS
 from roseedit.roselora.config import RoseLoRAHparams
-from roseedit.roselora.neurons.looks import Ordinary, look_at_texts
 from roseedit.roselora.neurons.mlp import Neurons
 from roseedit.roselora.neurons.remembered import remembered
+from roseedit.roselora.neurons.texts import Ordinary, Texts
 from roseedit.roselora.prose import PROSE
 from roseedit.roselora.trainer import frozen
 from roseedit.roselora.wordings import framed_prompts
@@ -99,4 +99,4 @@ def _look(
     loaded: LoadedModel, neurons: Neurons, texts: Sequence[tuple[int, ...]], hparams: RoseLoRAHparams, tokens: int
 ) -> Ordinary:
     with frozen(loaded.model):
-        return look_at_texts(loaded, neurons, texts, tokens, hparams.train_dtype, replay=hparams.replay)
+        return Texts(loaded, neurons, texts, tokens, hparams.train_dtype, hparams.replay).look()

@@ -8,56 +8,41 @@ of that layer, so it is for runs whose silence would cost more.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
 from roseedit.errors import CapacityError, refusal
-from roseedit.models.load import LoadedModel
 from roseedit.roselora.adapter import Factors
 from roseedit.roselora.memory import free_memory
-from roseedit.roselora.neurons.looks import overlap_in_texts
 from roseedit.roselora.neurons.mlp import Neurons, weight_of
 from roseedit.roselora.neurons.room import MB
+from roseedit.roselora.neurons.texts import Texts
 from roseedit.roselora.trainer import Trained, frozen
 
 BYTES = 24  # per pair of neurons: their product, the same in double precision, and what the solver makes of that
 RIDGE = 0.1  # of the neurons' mean square: 0.001 to 1 explain as much of unseen text, within a tenth
 
 
-def taken_over(  # noqa: PLR0917 - one call site
-    loaded: LoadedModel,
-    neurons: Neurons,
-    silenced: Collection[int],
-    texts: Sequence[tuple[int, ...]],
-    tokens: int,
-    arithmetic: str = "weights",
-    *,
-    scale: float = 1.0,
-    replay: bool = True,
-) -> Trained:
+def taken_over(texts: Texts, silenced: Collection[int], *, scale: float = 1.0) -> Trained:
     """Let the others of a layer take over for some.
 
     Args:
-        loaded: The model, with these neurons of the layer as they were.
-        neurons: The layer's neurons.
+        texts: What the model is to say as before on, the layer's neurons as they were.
         silenced: Which of them say nothing in ordinary text any more.
-        texts: What the model is to say as before on, as token ids.
-        tokens: Most tokens in one pass.
-        arithmetic: As of `products_in`.
         scale: c in W0 + c B A.
-        replay: As of `through`.
 
     Returns:
         The change of the layer's outward matrix, of rank d_out; the columns of the silenced are left out.
     """
+    loaded, down = texts.loaded, texts.neurons.down
     with frozen(loaded.model):
-        overlap = overlap_in_texts(loaded, neurons, texts, tokens, arithmetic, replay=replay)
-    columns = weight_of(loaded.model, neurons.down).float()
+        overlap = texts.overlap()
+    columns = weight_of(loaded.model, down).float()
     change = standing_in(columns, overlap, torch.tensor(sorted(silenced))).to(columns.device)
-    b = torch.eye(neurons.down.d_out, device=columns.device) / scale
-    return Trained({neurons.down.module_name: Factors(change, b)}, 0, 1.0, True)
+    b = torch.eye(down.d_out, device=columns.device) / scale
+    return Trained({down.module_name: Factors(change, b)}, 0, 1.0, True)
 
 
 @torch.no_grad()

@@ -218,7 +218,8 @@ class NeuronBank:
         Returns:
             One result per edit.
         """
-        trainer = ColumnTrainer(self.loaded, self.neurons, self.store, self.columns, self.hparams)
+        own = self.loaded, self.neurons, self.store, self.columns, self.hparams
+        trainer = ColumnTrainer(*own, retrying=not self.joint)
         learned = trainer.run(lambda step: choose(step, trainer.lowest), steps, progress)
         return [self._trained(own, result) for own, result in zip(self.edits, learned, strict=True)]
 

@@ -25,6 +25,10 @@ from roseedit.roselora.neurons.mlp import Neurons
 from roseedit.roselora.objective import fact_losses, pushing
 from roseedit.roselora.trainer import Progress, frozen
 
+RETRY = 20  # steps after which an edit that has got nowhere starts anew, once, with smaller ones
+NOWHERE = 0.1  # probability; a column that has grown past its aim drowns the stream and feels no gradient any more
+SMALLER = 0.4
+MOMENTS = ("exp_avg", "exp_avg_sq")
 SPARED = 4  # one wording in so many may stay unsure; few requests have a subject that all frames suit
 
 
@@ -83,6 +87,7 @@ class ColumnTrainer:
         store: The fact rows with what enters the first replayed layer; `row.edit` is the place in the bank.
         edits: One per edit, its neurons.
         hparams: The settings.
+        retrying: Edits that get nowhere start anew with smaller steps.
     """
 
     def __init__(
@@ -92,6 +97,8 @@ class ColumnTrainer:
         store: RowStore,
         edits: Sequence[Columns],
         hparams: RoseLoRAHparams,
+        *,
+        retrying: bool = False,
     ) -> None:
         self.loaded, self.neurons, self.store, self.edits, self.hparams = loaded, neurons, store, edits, hparams
         self.arithmetic = products_in(loaded, hparams.train_dtype, store.layer)
@@ -107,6 +114,7 @@ class ColumnTrainer:
         for i, row in enumerate(store.rows):
             self.wordings[row.request].append(i)
         self.done: list[Learned | None] = [None] * len(edits)
+        self.tried = [not retrying] * len(edits)
         self.head: AnswerHead | None = None
 
     def run(self, choose: Callable[[int], list[int]], steps: int, progress: Progress | None = None) -> list[Learned]:
@@ -148,6 +156,8 @@ class ColumnTrainer:
         within_memory(attempt, self.store.max_tokens, max(len(self.store.rows[i].ids) for i in chosen))
         self._stop(step)
         self.optimizer.step()
+        if step + 1 >= RETRY:
+            self._retry()
 
     def _work(self, rows: Sequence[int], work: Pass) -> _Work:
         size = self.columns.shape[1]
@@ -203,16 +213,28 @@ class ColumnTrainer:
 
     def _stop(self, step: int) -> None:
         """Finish the edits whose requests all have their target, as they are before this step's update."""
-        worst = torch.ones(len(self.edits), device=self.lowest.device)
-        worst.scatter_reduce_(0, self.owners, self.lowest, "amin")
-        for edit in (worst >= self.hparams.stop_probability).nonzero()[:, 0].tolist():
+        for edit in (self._worst() >= self.hparams.stop_probability).nonzero()[:, 0].tolist():
             if self.done[edit] is None:
                 self._finish(edit, step, converged=True)
+
+    def _retry(self) -> None:
+        """Start the edits anew that have got nowhere."""
+        for edit in (self._worst() < NOWHERE).nonzero()[:, 0].tolist():
+            if self.done[edit] is None and not self.tried[edit]:
+                self.tried[edit] = True
+                self.units[edit] *= SMALLER
+                for kept in (self.columns.data, *(self.optimizer.state[self.columns][m] for m in MOMENTS)):
+                    kept[edit] = 0.0
+
+    def _worst(self) -> Tensor:
+        """Per edit how sure its least sure request is."""
+        worst = torch.ones(len(self.edits), device=self.lowest.device)
+        return worst.scatter_reduce_(0, self.owners, self.lowest, "amin")
 
     def _finish(self, edit: int, step: int, *, converged: bool) -> None:
         own = self.edits[edit]
         worst = float(self.lowest[self.owners == edit].min())
-        columns = (self.columns[edit, : own.size] * own.unit).detach().clone()
+        columns = (self.columns[edit, : own.size] * self.units[edit]).detach().clone()
         self.done[edit] = Learned(columns, step, worst, converged)
 
 

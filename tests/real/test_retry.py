@@ -1,0 +1,55 @@
+"""An edit whose column has grown past its aim, and what becomes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from roseedit.editor import Editor
+from roseedit.requests import EditRequest
+from roseedit.roselora.config import RoseLoRAHparams, read_roselora
+from roseedit.roselora.engine import train_independent
+from roseedit.roselora.neurons import trainer
+from roseedit.roselora.neurons.mlp import find_neurons
+from roseedit.roselora.trainer import Trained
+
+pytestmark = pytest.mark.real
+REQUESTS = [
+    EditRequest("The Eiffel Tower is located in the city of", "Rome", subject="Eiffel Tower"),
+    EditRequest("The capital of Norway is", "Lima", subject="Norway"),
+]
+WILD = 3.0  # thirty times what ships
+
+
+@pytest.fixture
+def wild(editor: Editor) -> RoseLoRAHparams:
+    """Few rows, and steps that throw a column far past its aim."""
+    assert editor.hparams.method == "RoseLoRA"
+    few = {"rewrites": 1, "rewordings": 0, "after_text": 0, "anchor_known": 0, "anchor_echoes": 0, "steps": 40}
+    return read_roselora({"layers": [27], "gate_threshold": 0.4, "lr": WILD, **few})
+
+
+def made(editor: Editor, requests: Sequence[EditRequest], hparams: RoseLoRAHparams) -> list[Trained]:
+    return train_independent(editor.loaded, requests, hparams)
+
+
+def size(editor: Editor, trained: Trained) -> float:
+    """The largest change of an entry of a column."""
+    down = find_neurons(editor.loaded, 27).down.module_name
+    return float((trained.factors[down].b @ trained.factors[down].a).abs().max())
+
+
+def test_an_edit_that_got_nowhere_starts_anew_with_smaller_steps(
+    editor: Editor, wild: RoseLoRAHparams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "RETRY", 99)
+    far = [size(editor, trained) for trained in made(editor, REQUESTS, wild)]
+    monkeypatch.setattr(trainer, "RETRY", 1)
+    monkeypatch.setattr(trainer, "NOWHERE", 1.0)
+    monkeypatch.setattr(trainer, "SMALLER", 0.1 / WILD)
+    again = made(editor, REQUESTS, wild)
+    assert all(trained.converged and trained.steps > 1 for trained in again)
+    assert all(size(editor, trained) < before / 3 for trained, before in zip(again, far, strict=True))
+    (alone,) = made(editor, REQUESTS[1:], wild)
+    assert alone.steps == again[1].steps  # who else is edited beside it does not matter

@@ -8,7 +8,7 @@ import pytest
 
 from roseedit.editor import Editor
 from roseedit.requests import EditRequest
-from roseedit.roselora.config import RoseLoRAHparams, read_roselora
+from roseedit.roselora.config import read_roselora
 from roseedit.roselora.engine import train_independent
 from roseedit.roselora.neurons import trainer
 from roseedit.roselora.neurons.mlp import find_neurons
@@ -22,16 +22,13 @@ REQUESTS = [
 WILD = 3.0  # thirty times what ships
 
 
-@pytest.fixture
-def wild(editor: Editor) -> RoseLoRAHparams:
-    """Few rows, and steps that throw a column far past its aim."""
-    assert editor.hparams.method == "RoseLoRA"
-    few = {"rewrites": 1, "rewordings": 0, "after_text": 0, "anchor_known": 0, "anchor_echoes": 0, "steps": 40}
-    return read_roselora({"layers": [27], "gate_threshold": 0.4, "lr": WILD, **few})
+FEW = {"rewrites": 1, "rewordings": 0, "after_text": 0, "anchor_known": 0, "anchor_echoes": 0, "steps": 40}
+SETTINGS = read_roselora({"layers": [27], "gate_threshold": 0.4, "lr": WILD, **FEW})
 
 
-def made(editor: Editor, requests: Sequence[EditRequest], hparams: RoseLoRAHparams) -> list[Trained]:
-    return train_independent(editor.loaded, requests, hparams)
+def made(editor: Editor, requests: Sequence[EditRequest]) -> list[Trained]:
+    """Edits from few rows, with steps that throw a column far past its aim."""
+    return train_independent(editor.loaded, requests, SETTINGS)
 
 
 def size(editor: Editor, trained: Trained) -> float:
@@ -41,15 +38,15 @@ def size(editor: Editor, trained: Trained) -> float:
 
 
 def test_an_edit_that_got_nowhere_starts_anew_with_smaller_steps(
-    editor: Editor, wild: RoseLoRAHparams, monkeypatch: pytest.MonkeyPatch
+    editor: Editor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "RETRY", 99)
-    far = [size(editor, trained) for trained in made(editor, REQUESTS, wild)]
+    far = [size(editor, trained) for trained in made(editor, REQUESTS)]
     monkeypatch.setattr(trainer, "RETRY", 1)
     monkeypatch.setattr(trainer, "NOWHERE", 1.0)
     monkeypatch.setattr(trainer, "SMALLER", 0.1 / WILD)
-    again = made(editor, REQUESTS, wild)
+    again = made(editor, REQUESTS)
     assert all(trained.converged and trained.steps > 1 for trained in again)
     assert all(size(editor, trained) < before / 3 for trained, before in zip(again, far, strict=True))
-    (alone,) = made(editor, REQUESTS[1:], wild)
+    (alone,) = made(editor, REQUESTS[1:])
     assert alone.steps == again[1].steps  # who else is edited beside it does not matter

@@ -218,8 +218,9 @@ class NeuronBank:
         Returns:
             One result per edit.
         """
-        own = self.loaded, self.neurons, self.store, self.columns, self.hparams
-        trainer = ColumnTrainer(*own, retrying=not self.joint)
+        trainer = ColumnTrainer(
+            self.loaded, self.neurons, self.store, self.columns, self.hparams, retrying=not self.joint
+        )
         learned = trainer.run(lambda step: choose(step, trainer.lowest), steps, progress)
         return [self._trained(own, result) for own, result in zip(self.edits, learned, strict=True)]
 

@@ -27,7 +27,7 @@ from roseedit.roselora.trainer import Progress, frozen
 
 RETRY = 20  # steps after which an edit that has got nowhere starts anew, once, with smaller ones
 NOWHERE = 0.1  # probability; a column that has grown past its aim drowns the stream and feels no gradient any more
-SMALLER = 0.4
+SMALLER = 0.4  # share of the learning rate in the second try
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SPARED = 4  # one wording in so many may stay unsure; few requests have a subject that all frames suit
 
@@ -154,10 +154,11 @@ class ColumnTrainer:
             self._backward(chosen)
 
         within_memory(attempt, self.store.max_tokens, max(len(self.store.rows[i].ids) for i in chosen))
-        self._stop(step)
+        worst = self._worst().tolist()  # before this step's update; read once, for a GPU is waited for
+        self._stop(step, worst)
         self.optimizer.step()
         if step + 1 >= RETRY:
-            self._retry()
+            self._retry(worst)
 
     def _work(self, rows: Sequence[int], work: Pass) -> _Work:
         size = self.columns.shape[1]
@@ -211,16 +212,16 @@ class ColumnTrainer:
         finally:
             handle.remove()
 
-    def _stop(self, step: int) -> None:
-        """Finish the edits whose requests all have their target, as they are before this step's update."""
-        for edit in (self._worst() >= self.hparams.stop_probability).nonzero()[:, 0].tolist():
-            if self.done[edit] is None:
+    def _stop(self, step: int, worst: Sequence[float]) -> None:
+        """Finish the edits whose requests all have their target."""
+        for edit, least in enumerate(worst):
+            if self.done[edit] is None and least >= self.hparams.stop_probability:
                 self._finish(edit, step, converged=True)
 
-    def _retry(self) -> None:
+    def _retry(self, worst: Sequence[float]) -> None:
         """Start the edits anew that have got nowhere."""
-        for edit in (self._worst() < NOWHERE).nonzero()[:, 0].tolist():
-            if self.done[edit] is None and not self.tried[edit]:
+        for edit, least in enumerate(worst):
+            if self.done[edit] is None and not self.tried[edit] and least < NOWHERE:
                 self.tried[edit] = True
                 self.units[edit] *= SMALLER
                 for kept in (self.columns.data, *(self.optimizer.state[self.columns][m] for m in MOMENTS)):

@@ -125,7 +125,7 @@ class RoseLoRAHparams(Hparams):
     prune_start: int = value(3, "last step at which all is kept (t_i)", low=1)
     prune_end: int = value(10, "first step at which `keep` is reached (t_f)", low=2)
     steps: int = value(60, "most training steps (T)", low=1, high=10_000)
-    lr: float = value(4e-2, "Adam's learning rate", above=0.0, high=10.0)
+    lr: float = value(1e-1, "Adam's learning rate", above=0.0, high=10.0)
     tie_rule: str = value("top_k", "exactly k entries, or the authors' threshold", choices=("top_k", "threshold"))
     norm_constraint: str = value("none", "limit on the factors' size", choices=("none", "frobenius", "entry"))
     norm_limit: float = value(1.0, "the limit; see norm_unit", above=0.0)

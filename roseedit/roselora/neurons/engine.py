@@ -187,7 +187,7 @@ class _Room:
             taken=self.taken,
         )
         self.taken |= bank.taken
-        order = BreadthFirst(bank.store.rows, len(group), self.hparams)
+        order = BreadthFirst(bank.store.rows, len(group), self.hparams, apart=True)
         return bank.train(order.rows_of, self.hparams.steps * order.batches, progress)[0]
 
     def _prompts(self, earlier: Sequence[EditRequest], group: Sequence[EditRequest]) -> list[tuple[int, ...]]:

@@ -38,7 +38,9 @@ class BreadthFirst:
             random.Random(f"{self.hparams.seed}/{epoch}").shuffle(self.order)
         batch = self.order[at :: self.batches]
         known = lowest.tolist()
-        due = [r for r in batch if self._due(r, epoch, known[r])] or batch[: not self.apart]
+        due = [r for r in batch if self._due(r, epoch, known[r])]
+        if not due and not self.apart:
+            due = batch[:1]
         return [i for r in due for i in self.of_request[r] if self.rows[i].due(epoch)]
 
     def _due(self, request: int, epoch: int, known: float) -> bool:

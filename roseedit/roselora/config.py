@@ -104,6 +104,9 @@ class RoseLoRAHparams(Hparams):
     gate_margin: float = value(
         0.8, "support: neurons; how far on the other side ordinary text must stay", above=0.0, high=1.0
     )
+    column_share: float = value(
+        1.0, "support: neurons; share of its length that a column keeps once it is trained", above=0.0, high=1.0
+    )
     many_at: str = value(
         "answer",
         "joint runs of more than 8 facts open at their answers, or where their subjects end",

@@ -100,6 +100,16 @@ def test_the_same_run_twice_gives_the_same_bits(loaded: LoadedModel, digest: Dig
     assert digest(loaded.model) == before
 
 
+def test_a_column_keeps_its_share(loaded: LoadedModel) -> None:
+    neurons = find_neurons(loaded, 2)
+    (whole,), (half,) = (train_independent(loaded, REQUESTS[:1], settings(column_share=s)) for s in (1.0, 0.5))
+    down, inward = neurons.down.module_name, [p.module_name for p in neurons.projections[:-1]]
+    old = weight_of(loaded.model, neurons.down) @ whole.factors[down].a.mT
+    assert torch.allclose(half.factors[down].b + old, 0.5 * (whole.factors[down].b + old), atol=1e-6)
+    assert float((whole.factors[down].b + old).norm()) > 0.1
+    assert all(torch.equal(half.factors[p].a, whole.factors[p].a) for p in inward)
+
+
 def test_a_joint_run_gives_each_fact_its_own_neurons(loaded: LoadedModel, digest: Digest) -> None:
     before = digest(loaded.model)
     joint = train_joint(loaded, REQUESTS, settings(joint_batch=2))

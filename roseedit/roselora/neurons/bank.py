@@ -232,7 +232,7 @@ class NeuronBank:
             pairs.append((neurons.carries, own.new.carries.weight - own.carries.weight))
         factors = {p.module_name: Factors(rows, _single(own.which, p.d_out) / scale) for p, rows in pairs}
         old = weight_of(self.loaded.model, neurons.down)[:, own.which].float()
-        new = (learned.columns * own.new.gain[:, None]).mT
+        new = (self.hparams.column_share * learned.columns * own.new.gain[:, None]).mT
         factors[neurons.down.module_name] = Factors(_single(own.which, neurons.down.d_in).mT, (new - old) / scale)
         return Trained(factors, learned.steps, learned.probability, learned.converged)
 

@@ -26,7 +26,6 @@ from roseedit.requests import EditRequest
 from roseedit.roselora.config import RoseLoRAHparams, read_roselora
 from roseedit.roselora.engine import train_independent
 from roseedit.roselora.memory import pass_tokens
-from roseedit.roselora.neurons.engine import layers_of
 from roseedit.roselora.neurons.mlp import find_neurons
 from roseedit.roselora.neurons.room import room_of, side_by_side
 
@@ -96,7 +95,7 @@ def measured(
     loaded: LoadedModel, requests: list[EditRequest], hparams: RoseLoRAHparams, ballast: int
 ) -> dict[str, float]:
     """Peak and time of independent edits, and the formula's bytes, in GB and seconds."""
-    neurons = find_neurons(loaded, layers_of(loaded, hparams)[0])
+    neurons = find_neurons(loaded, max(hparams.layer_indices(loaded.anatomy)))
     tokens = pass_tokens(loaded, neurons.projections, hparams)
     room, together = room_of(loaded, neurons, hparams, tokens), side_by_side(loaded, neurons, hparams, tokens)
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())

@@ -20,7 +20,6 @@ from roseedit.models.encoding import encode_prompt
 from roseedit.roselora.config import read_roselora
 from roseedit.roselora.engine import train_independent
 from roseedit.roselora.memory import pass_tokens
-from roseedit.roselora.neurons.engine import layers_of
 from roseedit.roselora.neurons.mlp import find_neurons
 from roseedit.roselora.neurons.room import room_of, side_by_side
 
@@ -47,7 +46,7 @@ def main() -> None:
     RESET.write_text("5")
     train_independent(loaded, requests, hparams)
     peak = resident("VmHWM") - before
-    neurons = find_neurons(loaded, layers_of(loaded, hparams)[0])
+    neurons = find_neurons(loaded, max(hparams.layer_indices(loaded.anatomy)))
     tokens = pass_tokens(loaded, neurons.projections, hparams)
     room, together = room_of(loaded, neurons, hparams, tokens), side_by_side(loaded, neurons, hparams, tokens)
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())

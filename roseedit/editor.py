@@ -205,10 +205,13 @@ class Editor:
         gone = self._book.clashes(requests, replace=replace) if looked_for else ()
         return self._maker.carry_out(requests, mode, evaluate=evaluate, enter=enter, replaces=gone)
 
-    def consolidate(self, *, evaluate: bool = False) -> EditResult:
+    def consolidate(self, *, evaluate: bool = False, keep: bool = False) -> EditResult:
         """Fit what all live edits ask anew, jointly, into one edit that takes their place.
 
         Args:
+            keep: The facts of the oldest live edit stay as they are and only the others are fitted, onto it; where
+                it is no joint edit by these settings that the method can go on from (RoseLoRA with `many_at: subject`),
+                all are fitted anew. The edit's report says how many were `kept`.
             evaluate: Fill `metrics`: the model with the old edits against the model with the new one.
 
         Returns:
@@ -225,7 +228,8 @@ class Editor:
             raise RequestError(message)
         requests = list({r.request_id: r for edit in old for r in edit.requests}.values())
         ids = tuple(edit.edit_id for edit in old)
-        return self._maker.carry_out(requests, "joint", evaluate=evaluate, consolidates=ids)
+        kept = old[0] if keep else None
+        return self._maker.carry_out(requests, "joint", evaluate=evaluate, consolidates=ids, kept=kept)
 
     def apply(self, edit: Edit, *, replace: bool = False) -> None:
         """Put an edit on the model, e.g. one that was made independently, reverted or loaded.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +18,7 @@ from roseedit.edits.health import HealthGate
 from roseedit.errors import RequestError, refusal
 from roseedit.evaluation.table import Question, Reading, compare, questions, readings
 from roseedit.hparams import Hparams, as_mapping, read_yaml
-from roseedit.methods import EditingMethod, MadeDelta, changes_weights, read_hparams
+from roseedit.methods import EditingMethod, GrowingMethod, MadeDelta, changes_weights, read_hparams
 from roseedit.models.load import LoadedModel, load_model
 from roseedit.progress import bar
 from roseedit.requests import EditRequest, check_requests, check_tokens, make_requests
@@ -24,6 +26,7 @@ from roseedit.requests import EditRequest, check_requests, check_tokens, make_re
 if TYPE_CHECKING:
     import pandas
 
+logger = logging.getLogger(__name__)
 Mode = Literal["joint", "independent", "sequential"]
 MODES = ("joint", "independent", "sequential")
 KINDS = {"prompt": "reliability", "rephrase": "generality", "locality": "locality", "portability": "portability"}
@@ -176,6 +179,7 @@ class Maker:
         enter: bool = True,
         replaces: tuple[str, ...] = (),
         consolidates: tuple[str, ...] = (),
+        kept: Edit | None = None,
     ) -> EditResult:
         """Look, make, look again, check the model's health, enter; a failure on the way leaves nothing.
 
@@ -186,6 +190,7 @@ class Maker:
             enter: The edits are to stay: check the health, and tell the ledger. Independent edits never are.
             replaces: Live edits to be reverted for them.
             consolidates: Live edits whose place the only new one takes.
+            kept: One of these whose facts may stay as they are, the first of the requests.
 
         Returns:
             What was done.
@@ -201,7 +206,7 @@ class Maker:
             for edit_id in (*replaces, *consolidates):
                 book.take_off(edit_id)
             started = time.perf_counter()
-            edits = self.make(requests, mode)
+            edits = self.make(requests, mode, kept)
             seconds = time.perf_counter() - started
             table = compare(asked, before, readings_after(loaded, asked, edits, mode)) if evaluate else None
             health = gate.check(edits) if gate else {}
@@ -212,12 +217,13 @@ class Maker:
                 book.not_recorded(edits)
         return EditResult(tuple(edits), table, mode, stays, seconds, replaces, health)
 
-    def make(self, requests: Sequence[EditRequest], mode: str) -> list[Edit]:
+    def make(self, requests: Sequence[EditRequest], mode: str, kept: Edit | None = None) -> list[Edit]:
         """Make edits; a failure on the way leaves those before it on the model, for the caller to take off.
 
         Args:
             requests: What is asked.
             mode: How it is made.
+            kept: As of `carry_out`.
 
         Returns:
             The edits; live, but for independent ones.
@@ -226,12 +232,27 @@ class Maker:
         with bar(len(requests), "editing", self.show_progress) as progress:
             if mode == "sequential":
                 return self._in_sequence(requests, progress)
-            made = self.method.fit(loaded, requests, self.hparams, joint=mode == "joint", progress=progress)
+            grown = self._grown(requests, kept, progress) if kept else None
+            made = (
+                self.method.fit(loaded, requests, self.hparams, joint=mode == "joint", progress=progress)
+                if grown is None
+                else [grown]
+            )
         groups = [tuple(requests)] if mode == "joint" else [(request,) for request in requests]
         edits = [self._wrapped(m, group) for m, group in zip(made, groups, strict=True)]
         if mode == "joint":
             self.book.put_on(edits[0])
         return edits
+
+    def _grown(self, requests: Sequence[EditRequest], kept: Edit, progress: Any) -> MadeDelta | None:
+        """One delta in which the facts of an edit stay as they are; None where the method cannot go on from it."""
+        grown, rest = None, requests[len(kept.requests) :]
+        alike = json.dumps(dict(kept.hparams), sort_keys=True) == json.dumps(self._settings, sort_keys=True)
+        if alike and isinstance(self.method, GrowingMethod):
+            grown = self.method.grow(self.book.loaded, kept, rest, self.hparams, progress=progress)
+        if grown is None:
+            logger.info("edit %s is none to go on from with these settings: all facts are fitted anew", kept.edit_id)
+        return grown
 
     def _in_sequence(self, requests: Sequence[EditRequest], progress: Any) -> list[Edit]:
         """One after another on the edited model."""
@@ -242,14 +263,16 @@ class Maker:
             self.book.put_on(edits[-1])
         return edits
 
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What an edit says of its making; how it is checked is no part of that."""
+        return {name: v for name, v in as_mapping(self.hparams).items() if name not in ("health", "strict")}
+
     def _wrapped(self, made: MadeDelta, requests: tuple[EditRequest, ...]) -> Edit:
         loaded = self.book.loaded
         names = [m.weight_name for m in made.delta.matrices]
         fingerprint = base_fingerprint(loaded, names, strict=self.hparams.strict)
-        hparams = as_mapping(self.hparams)
-        for check in ("health", "strict"):  # what an edit is does not depend on how it is checked
-            hparams.pop(check, None)
-        return Edit(made.delta, requests, hparams, fingerprint, loaded.name, made.report)
+        return Edit(made.delta, requests, self._settings, fingerprint, loaded.name, made.report)
 
 
 def readings_after(loaded: LoadedModel, asked: Sequence[Question], edits: Sequence[Edit], mode: str) -> list[Reading]:

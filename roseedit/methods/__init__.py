@@ -2,6 +2,7 @@
 
 from roseedit.methods.registry import (
     EditingMethod,
+    GrowingMethod,
     MadeDelta,
     changes_weights,
     find_method,
@@ -9,4 +10,12 @@ from roseedit.methods.registry import (
     read_hparams,
 )
 
-__all__ = ["EditingMethod", "MadeDelta", "changes_weights", "find_method", "method_names", "read_hparams"]
+__all__ = [
+    "EditingMethod",
+    "GrowingMethod",
+    "MadeDelta",
+    "changes_weights",
+    "find_method",
+    "method_names",
+    "read_hparams",
+]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from roseedit.errors import HparamsError, near_names, refusal
 from roseedit.hparams import Hparams
 
 if TYPE_CHECKING:
     from roseedit.edits.delta import Delta
+    from roseedit.edits.edit import Edit
     from roseedit.methods.space import Knob
     from roseedit.models.load import LoadedModel
     from roseedit.requests import EditRequest
@@ -70,6 +71,26 @@ class EditingMethod(Protocol):
         """Make one delta per request, each for itself, or one for all when `joint`.
 
         `progress` is called with the number of requests just done, in fractions.
+        """
+        ...
+
+
+@runtime_checkable
+class GrowingMethod(Protocol):
+    """A method that can go on from a joint edit that it has made."""
+
+    def grow(
+        self,
+        loaded: LoadedModel,
+        kept: Edit,
+        requests: Sequence[EditRequest],
+        hparams: Hparams,
+        *,
+        progress: Progress | None = None,
+    ) -> MadeDelta | None:
+        """Make one delta of an edit's facts, as they are, and further ones. The model is without the edit.
+
+        None where it cannot go on from this edit; said before any work.
         """
         ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from roseedit.edits.edit import Edit
 from roseedit.errors import HparamsError, refusal
 from roseedit.hparams import Hparams
 from roseedit.methods.made import made_of
@@ -14,6 +15,9 @@ from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
 from roseedit.roselora.config import RoseLoRAHparams, read_roselora
 from roseedit.roselora.engine import adapted, train_independent, train_joint
+from roseedit.roselora.neurons.joint import train_joint as train_neurons
+from roseedit.roselora.neurons.kept import kept_of
+from roseedit.roselora.trainer import Trained
 
 
 class RoseLoRA:
@@ -54,10 +58,28 @@ class RoseLoRA:
             trained = [train_joint(loaded, requests, own, progress)]
         else:
             trained = train_independent(loaded, requests, own, progress)
-        return [
-            made_of(loaded, {path: f.tensors() for path, f in result.factors.items()}, result, own.scale)
-            for result in trained
-        ]
+        return [_made(loaded, result, own.scale) for result in trained]
+
+    def grow(
+        self,
+        loaded: LoadedModel,
+        kept: Edit,
+        requests: Sequence[EditRequest],
+        hparams: Hparams,
+        *,
+        progress: Progress | None = None,
+    ) -> MadeDelta | None:
+        """Go on from facts at subjects, one neuron each; of other edits nothing tells which fact has which entry."""
+        own = _own(hparams)
+        there = kept_of(loaded, kept.delta, kept.requests, kept.report, own)
+        if there is None or not all(request.subject for request in requests):
+            return None
+        result = train_neurons(loaded, requests, own, progress, there)
+        return _made(loaded, result, own.scale, kept=len(kept.requests))
+
+
+def _made(loaded: LoadedModel, result: Trained, scale: float, **more: Any) -> MadeDelta:
+    return made_of(loaded, {path: f.tensors() for path, f in result.factors.items()}, result, scale, **more)
 
 
 def _own(hparams: Hparams) -> RoseLoRAHparams:

@@ -11,7 +11,7 @@ from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
 from roseedit.roselora.config import RoseLoRAHparams
 from roseedit.roselora.memory import bank_size, pass_tokens
-from roseedit.roselora.neurons import engine as neurons
+from roseedit.roselora.neurons import independent, joint
 from roseedit.roselora.neurons.mlp import find_neurons
 from roseedit.roselora.objective import build_rows, request_seed
 from roseedit.roselora.order import BreadthFirst
@@ -42,7 +42,7 @@ def train_independent(
         One result per request, in order; it does not depend on which others shared its bank.
     """
     if hparams.support == "neurons":
-        return neurons.train_independent(loaded, requests, hparams, progress)
+        return independent.train_independent(loaded, requests, hparams, progress)
     projections = adapted(loaded, hparams)
     size = bank_size(loaded, projections, hparams, len(requests))
     out: list[Trained] = []
@@ -91,7 +91,7 @@ def train_joint(
         One result; its `probability` is that of the worst request.
     """
     if hparams.support == "neurons":
-        return neurons.train_joint(loaded, requests, hparams, progress)
+        return joint.train_joint(loaded, requests, hparams, progress)
     projections = adapted(loaded, hparams)
     own = hparams.replaced(rank=joint_rank(hparams.rank, len(requests), projections))
     rows = [row for n, request in enumerate(requests) for row in build_rows(loaded, request, n, 0, own)]

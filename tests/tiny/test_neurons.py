@@ -17,10 +17,10 @@ from roseedit.roselora.config import RoseLoRAHparams, read_roselora
 from roseedit.roselora.engine import train_independent, train_joint
 from roseedit.roselora.neurons import gates
 from roseedit.roselora.neurons.choice import least_used, take
-from roseedit.roselora.neurons.engine import wearing
 from roseedit.roselora.neurons.gates import Far, ridge_fit, separators
 from roseedit.roselora.neurons.looks import Place, adds_plainly, look_at
 from roseedit.roselora.neurons.mlp import find_neurons, inward_rows, said, weight_of
+from roseedit.roselora.neurons.parts import wearing
 from roseedit.roselora.objective import build_rows
 from roseedit.roselora.prose import PROSE
 from roseedit.roselora.trainer import Trained
@@ -125,7 +125,7 @@ def test_a_joint_run_gives_each_fact_its_own_neurons(loaded: LoadedModel, digest
 
 
 def test_a_joint_run_that_finds_no_room_goes_to_the_next_layer(loaded: LoadedModel, monkeypatch: Any) -> None:
-    monkeypatch.setattr("roseedit.roselora.neurons.engine.FACTS", 1)
+    monkeypatch.setattr("roseedit.roselora.neurons.joint.FACTS", 1)
     width = find_neurons(loaded, 2).down.d_in
     joint = train_joint(loaded, REQUESTS, settings(layers=[1, 2], pool=9 / width, steps=12))
     assert {int(name.split(".")[-3]) for name in joint.factors} == {1, 2}
@@ -221,6 +221,34 @@ def test_a_neuron_with_large_weights_is_not_free(tiny: Tiny) -> None:
     assert least_used(loaded.model, neurons, used, 0.1)[0] == 5
     loaded.model.get_parameter(neurons.down.weight_name)[:, 5] *= 100
     assert 5 not in least_used(loaded.model, neurons, used, 1.0)
+
+
+@torch.no_grad()
+def louder(loaded: LoadedModel, layer: int, count: int) -> None:
+    """Make the first neurons of a layer as large as those of live edits are in a real model."""
+    neurons = find_neurons(loaded, layer)
+    weight_of(loaded.model, neurons.down)[:, :count] *= 100
+
+
+def test_live_edits_count_among_the_neurons_that_may_be_taken(loaded: LoadedModel) -> None:
+    neurons = find_neurons(loaded, 2)
+    used, width = torch.ones(neurons.down.d_in), neurons.down.d_in
+    assert len(least_used(loaded.model, neurons, used, 4 / width)) == 4
+    louder(loaded, 2, 3)
+    (free,) = least_used(loaded.model, neurons, used, 4 / width).tolist()
+    assert free >= 3
+    assert len(least_used(loaded.model, neurons, used, 2 / width)) == 0
+
+
+def test_edits_go_to_the_next_layer_when_live_ones_have_filled_the_highest(loaded: LoadedModel) -> None:
+    hparams = settings(layers=[1, 2], pool=9 / find_neurons(loaded, 2).down.d_in, steps=4)
+    for filled, layer in ((0, 2), (8, 1)):
+        louder(loaded, 2, filled)
+        (trained,) = train_independent(loaded, REQUESTS[:1], hparams)
+        assert {int(name.split(".")[-3]) for name in trained.factors} == {layer}
+    louder(loaded, 1, 8)
+    with pytest.raises(CapacityError, match="1 that are free in the layer"):
+        train_independent(loaded, REQUESTS[:1], hparams)
 
 
 def test_settings_of_single_entries_mean_single_entries() -> None:

@@ -12,7 +12,8 @@ from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
 from roseedit.roselora.config import read_roselora
 from roseedit.roselora.engine import train_joint
-from roseedit.roselora.neurons import engine, own_text
+from roseedit.roselora.neurons import joint, layer, own_text
+from roseedit.roselora.neurons.mlp import find_neurons
 from roseedit.roselora.neurons.ordinary import ordinary_look, with_more
 from roseedit.roselora.neurons.own_text import LENGTH, STARTS
 
@@ -71,7 +72,7 @@ def test_it_is_written_once_for_as_long_as_no_weight_is(tiny: Tiny, monkeypatch:
 
 
 def test_many_facts_are_silent_in_it(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "FEW", 1)
+    monkeypatch.setattr(joint, "FEW", 1)
     seen: list[int] = []
 
     def counted(ordinary: Any, *args: Any) -> Any:
@@ -79,7 +80,7 @@ def test_many_facts_are_silent_in_it(tiny: Tiny, monkeypatch: pytest.MonkeyPatch
         seen.append(len(both.x) - len(ordinary.x))
         return both
 
-    monkeypatch.setattr(engine, "with_more", counted)
+    monkeypatch.setattr(layer, "with_more", counted)
     loaded = tiny("llama")
     settings = {"layers": [2], "steps": 3, "rewrites": 1, "pool": 1.0, "train_dtype": "weights"}
     requests = [EditRequest("The Tower is in the city of", "Rome", subject="Tower"), EditRequest("Oslo lies in", "it")]
@@ -90,8 +91,8 @@ def test_many_facts_are_silent_in_it(tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_was_asked_before_is_ordinary_text_to_later_groups(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "FEW", 1)
-    monkeypatch.setattr(engine, "FACTS", 1)
+    monkeypatch.setattr(joint, "FEW", 1)
+    monkeypatch.setattr(joint, "FACTS", 1)
     prompts: list[list[str]] = []
     loaded = tiny("llama")
 
@@ -99,7 +100,7 @@ def test_what_was_asked_before_is_ordinary_text_to_later_groups(tiny: Tiny, monk
         prompts.append([loaded.tokenizer.decode(ids) for ids in texts])
         return ordinary
 
-    monkeypatch.setattr(engine, "with_more", seen)
+    monkeypatch.setattr(layer, "with_more", seen)
     settings = {"layers": [2], "steps": 3, "rewrites": 1, "pool": 1.0, "train_dtype": "weights"}
     tower, oslo = EditRequest("The Tower is in", "Rome", subject="Tower"), EditRequest("Oslo lies in", "it")
     owner = EditRequest("The owner of the Tower is", "Rome", subject="tower")
@@ -113,7 +114,7 @@ def test_what_was_asked_before_is_ordinary_text_to_later_groups(tiny: Tiny, monk
 
 def test_idle_neurons_are_judged_by_ordinary_text_alone(tiny: Tiny) -> None:
     loaded = tiny("llama")
-    hparams, neurons = read_roselora({"layers": [2]}), engine.find_neurons(loaded, 2)
+    hparams, neurons = read_roselora({"layers": [2]}), find_neurons(loaded, 2)
     ordinary = ordinary_look(loaded, neurons, hparams, 512)
     more = with_more(ordinary, loaded, neurons, own_text.own_text(loaded, 600, 0), hparams, 512)
     assert more.use is ordinary.use

@@ -13,9 +13,11 @@ from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
 from roseedit.roselora.config import RoseLoRAHparams, read_roselora
 from roseedit.roselora.engine import train_joint
-from roseedit.roselora.neurons import engine, standins
+from roseedit.roselora.neurons import joint, standins
+from roseedit.roselora.neurons.layer import JointLayer
 from roseedit.roselora.neurons.mlp import find_neurons, weight_of
 from roseedit.roselora.neurons.ordinary import ordinary_ids
+from roseedit.roselora.neurons.parts import wearing
 from roseedit.roselora.neurons.standins import standing_in, taken_over
 from roseedit.roselora.neurons.texts import Texts
 
@@ -64,14 +66,14 @@ def test_the_layer_writes_less_differently_than_with_silence_alone(tiny: Tiny) -
     with torch.no_grad():
         weight_of(loaded.model, neurons.down)[:, SILENCED] = 0.0
     alone = float((written(loaded) - before).square().sum())
-    with engine.wearing(loaded, [part]):
+    with wearing(loaded, [part]):
         assert float((written(loaded) - before).square().sum()) < 0.95 * alone
 
 
 def test_many_facts_are_completed_and_otherwise_stay_as_they_were(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, digest: Digest
 ) -> None:
-    monkeypatch.setattr(engine, "FACTS", 1)
+    monkeypatch.setattr(joint, "FACTS", 1)
     loaded = tiny("llama")
     requests = [EditRequest("The Tower is in", "Rome", subject="Tower"), EditRequest("Oslo lies in", "it")]
     path = find_neurons(loaded, LAYER).down.module_name
@@ -86,7 +88,7 @@ def test_many_facts_are_completed_and_otherwise_stay_as_they_were(
     # What is added is what the layer as it was says of the neurons that were taken.
     taken = plain.a.nonzero()[:, 1].tolist()
     texts = ordinary_ids(loaded, settings())
-    room = engine._Room(loaded, LAYER, settings(), wide=False, at_subject=False)
+    room = JointLayer(loaded, LAYER, settings(), wide=False, at_subject=False)
     alone = taken_over(Texts(loaded, room.neurons, texts, room.tokens), taken).factors[path]
     assert torch.equal(many.a[rank:], alone.a)
     assert torch.equal(many.b[:, rank:], alone.b)
@@ -105,7 +107,7 @@ def test_what_could_not_be_completed_is_refused_before_any_fit(tiny: Tiny, monke
     loaded = tiny("llama")
     need = standins.BYTES * find_neurons(loaded, LAYER).down.d_in ** 2
     monkeypatch.setattr(standins, "free_memory", lambda _: need - 1)
-    monkeypatch.setattr(engine._Room, "train", lambda *_: pytest.fail("it went on"))
+    monkeypatch.setattr(JointLayer, "train", lambda *_: pytest.fail("it went on"))
     requests = [EditRequest("The Tower is in", "Rome", subject="Tower"), EditRequest("Oslo lies in", "it")]
     with pytest.raises(CapacityError, match="compensate_from: 0"):
         train_joint(loaded, requests, settings(compensate_from=2))

@@ -14,10 +14,12 @@ from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
 from roseedit.roselora.config import RoseLoRAHparams, read_roselora
 from roseedit.roselora.engine import adapted, train_joint
-from roseedit.roselora.neurons import engine
+from roseedit.roselora.neurons import joint
 from roseedit.roselora.neurons.bank import HEARD, NeuronBank, answerable
 from roseedit.roselora.neurons.facts import elsewhere
+from roseedit.roselora.neurons.layer import JointLayer
 from roseedit.roselora.neurons.mlp import find_neurons
+from roseedit.roselora.neurons.ordinary import ordinary_look
 from roseedit.roselora.neurons.subjects import subject_key, subject_points
 from roseedit.roselora.objective import Row, build_rows
 
@@ -47,7 +49,7 @@ def settings(**changes: Any) -> RoseLoRAHparams:
 @pytest.fixture(params=["llama", "gpt2", "gemma3"])
 def loaded(request: pytest.FixtureRequest, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
     """Models to which two facts are many."""
-    monkeypatch.setattr(engine, "FEW", 1)
+    monkeypatch.setattr(joint, "FEW", 1)
     return tiny(request.param)
 
 
@@ -98,8 +100,8 @@ def test_few_facts_open_at_their_answers(tiny: Tiny) -> None:
 def bank_of(loaded: LoadedModel, requests: list[EditRequest]) -> NeuronBank:
     """The neurons of some facts, not trained yet."""
     hparams, neurons = settings(), find_neurons(loaded, 1)
-    room = engine._Room(loaded, 1, hparams, wide=False, at_subject=True)
-    ordinary = engine.ordinary_look(loaded, neurons, hparams, room.tokens)
+    room = JointLayer(loaded, 1, hparams, wide=False, at_subject=True)
+    ordinary = ordinary_look(loaded, neurons, hparams, room.tokens)
     more = {"free": room.free, "tokens": room.tokens, "joint": True, "many": True, "at_subject": True}
     return NeuronBank(loaded, requests, neurons, hparams, ordinary=ordinary, **more)
 

@@ -28,7 +28,7 @@ def least_used(model: Any, neurons: Neurons, used: Tensor, share: float) -> Tens
         model: The model.
         neurons: A layer's neurons.
         used: (neurons,), mean size of what each hands to its column.
-        share: How many of them, as a share of all.
+        share: How many of them, as a share of all, live edits' own included.
 
     Returns:
         (m,) indices, the least used first. Neurons with large weights are left out, used or not: an edit that is live
@@ -37,9 +37,9 @@ def least_used(model: Any, neurons: Neurons, used: Tensor, share: float) -> Tens
     columns = weight_of(model, neurons.down).float().norm(dim=0)
     size = columns * weight_of(model, neurons.opens).float().norm(dim=1)
     use = used * columns
-    use[size > LIVELY * size.median()] = torch.inf
-    order = use.argsort(stable=True)[: max(1, round(share * len(use)))]
-    return order[use[order].isfinite()]
+    lively = size > LIVELY * size.median()
+    use[lively] = torch.inf
+    return use.argsort(stable=True)[: max(0, round(share * len(use)) - int(lively.sum()))]
 
 
 def take(

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from roseedit.models.encoding import encode_pair
+from roseedit.models.load import LoadedModel
+from roseedit.requests import EditRequest
 from roseedit.roselora.config import RoseLoRAHparams
 from roseedit.roselora.neurons.gates import Far, ridge_fit, separators
 from roseedit.roselora.neurons.mlp import Neurons, Rows, said
@@ -57,6 +60,12 @@ class Points:
     mass: Tensor
     fact_mass: Tensor
     far: Far
+
+
+def neurons_for(loaded: LoadedModel, request: EditRequest, hparams: RoseLoRAHparams) -> int:
+    """How many neurons a request takes where its answer is asked, before any row of it is built."""
+    encoded = encode_pair(loaded.tokenizer, request.prompt, request.target_new, end_mark=hparams.end_mark)
+    return min(len(encoded.target), hparams.most_neurons)
 
 
 def answer_length(rows: Sequence[Row], most: int) -> int:

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from roseedit import __version__
 from roseedit.cli.console import err, out
+from roseedit.cli.consolidate import CONSOLIDATE_EXAMPLES, consolidate
 from roseedit.cli.data import data_app
 from roseedit.cli.edit import EDIT_EXAMPLES, edit
 from roseedit.cli.edits import edits_app
@@ -38,6 +39,7 @@ app.command()(models)
 app.command()(doctor)
 app.add_typer(data_app, name="data")
 add_commands(edits_app)
+edits_app.command(help=CONSOLIDATE_EXAMPLES)(consolidate)
 app.add_typer(edits_app, name="edits")
 app.add_typer(skip, name="skip")
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas
 
     from roseedit.editor import Editor, EditResult
+    from roseedit.hparams import Hparams
 
 WIDE = 110  # columns a terminal needs for all figures of the table
 DEFAULT_MODEL = "smollm2-135m"
@@ -76,7 +77,8 @@ def edit(  # noqa: PLR0917 - typer turns each into an option
 
         with Ledger(ledger) as known:
             contradicted(known.states, [request], replace=replace)
-    with _editor(model, hparams, show_progress=not as_json, ledger=ledger, health=health, strict=strict) as editor:
+    settings = _settings(model, hparams)
+    with open_editor(settings, show_progress=not as_json, ledger=ledger, health=health, strict=strict) as editor:
         _edit_and_show(editor, request, replace, save, as_json)
 
 
@@ -85,7 +87,7 @@ def _edit_and_show(editor: Editor, request: Any, replace: bool, save: Path | Non
     if save is not None:
         editor.save(result.edit_id, save)
     if as_json:
-        out.print_json(json.dumps(_as_json(result, save)))
+        out.print_json(json.dumps({**result_as_json(result), "saved": str(save) if save else None}))
         return
     show_result(result)
     if editor.ledger is not None:
@@ -121,15 +123,7 @@ def _request(prompt: str, target: str, subject: str | None, target_true: str | N
     return requests[0]
 
 
-def _editor(
-    model: str | None,
-    hparams: Path | None,
-    *,
-    show_progress: bool,
-    ledger: Path | None,
-    health: bool,
-    strict: bool,
-) -> Editor:
+def _settings(model: str | None, hparams: Path | None) -> Hparams:
     from roseedit.hparams import read_yaml
     from roseedit.methods import read_hparams
     from roseedit.shipped import shipped_hparams
@@ -138,6 +132,24 @@ def _editor(
     settings = read_hparams(read_yaml(source), str(source)) if source is not None else read_hparams({})
     if model is not None or source is None:
         settings = settings.replaced(model=model or DEFAULT_MODEL)
+    return settings
+
+
+def open_editor(
+    settings: Hparams, *, show_progress: bool, ledger: Path | None, health: bool = False, strict: bool = False
+) -> Editor:
+    """An editor without the progress bars of other libraries.
+
+    Args:
+        settings: What to edit and how.
+        show_progress: Draw its own.
+        ledger: Folder of the ledger, if any.
+        health: Check the model's health, by the usual limits unless the settings have others.
+        strict: Bind edits to every weight.
+
+    Returns:
+        The editor.
+    """
     if health and settings.health is None:
         settings = settings.replaced(health=True)
     if strict:
@@ -200,13 +212,20 @@ def _short(text: str, most: int = 60) -> str:
     return escape(text if len(text) <= most else text[: most - 1] + "…")
 
 
-def _as_json(result: EditResult, save: Path | None) -> dict[str, Any]:
+def result_as_json(result: EditResult) -> dict[str, Any]:
+    """A result as plain JSON values.
+
+    Args:
+        result: The result.
+
+    Returns:
+        Its edits, how they were made, and the table where one was asked for.
+    """
     return {
         "edits": [{"edit_id": e.edit_id, "report": dict(e.report), "fingerprint": e.fingerprint} for e in result.edits],
         "mode": result.mode,
         "applied": result.applied,
         "seconds": round(result.seconds, 3),
-        "saved": str(save) if save else None,
         "table": _records(result.metrics),
     }
 

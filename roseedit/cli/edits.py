@@ -27,6 +27,8 @@ model when an Editor opens the ledger next.
 
 `roseedit edits revert edits/ 3f2a --why "source withdrawn"` · `roseedit edits redo edits/`
 
+`roseedit edits consolidate edits/ --keep`
+
 `roseedit edits verify edits/ --head 8c1d...` · `roseedit edits gc edits/ --dry-run`
 """
 edits_app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="markdown")
@@ -130,7 +132,7 @@ def revert(
 ) -> None:
     """Take an edit off; a consolidation gives back the edits that it stands for.
 
-    Example: `roseedit edits revert edits/ 3f2a --why "source withdrawn"`
+    Example: `roseedit edits consolidate edits/` · `roseedit edits revert edits/ 3f2a --why "source withdrawn"`
     """
     from roseedit.edits.ledger import Ledger
     from roseedit.edits.ledger.plans import newest_live, plan_revert

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 from torch import nn
+from typer.testing import CliRunner
 
+from roseedit.cli.app import app
 from roseedit.editor import Editor
 from roseedit.edits.edit import Edit
 from roseedit.errors import CapacityError
@@ -127,3 +130,31 @@ def test_a_consolidation_keeps_what_the_oldest_edit_says(
         assert digest(loaded.model) == before
         anew = editor.consolidate().edits[0]
         assert anew.delta.digest == grown.delta.digest
+
+
+def test_the_command_line_keeps_too(tiny: Tiny, tmp_path: Path) -> None:
+    loaded, folder, ledger = tiny("llama"), tmp_path / "model", tmp_path / "edits"
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+
+    def called(*words: str) -> Any:
+        return CliRunner().invoke(app, ["edits", "consolidate", str(ledger), *words])
+
+    with Editor.from_pretrained(folder, hparams=settings(loaded, room=30), ledger=ledger) as editor:
+        editor.edit(FACTS[:3], mode="sequential", evaluate=False)
+        hparams = editor.hparams
+    anew = called()
+    assert anew.exit_code == 0, anew.output
+    assert "3 edits are one now" in anew.output
+    with Editor.from_hparams(hparams, ledger=ledger, show_progress=False) as editor:
+        editor.edit(FACTS[3:], mode="sequential", evaluate=False)
+    kept = called("--keep", "--json")
+    assert kept.exit_code == 0, kept.output
+    (edit,) = json.loads(kept.output)["edits"]
+    assert edit["report"]["kept"] == 3
+    assert "a ledger with two live edits or more" in str(called().exception)
+    with Editor.from_hparams(hparams, ledger=ledger, show_progress=False) as editor:
+        assert [e.edit_id for e in editor.edits] == [edit["edit_id"]]
+        while editor.edits:
+            editor.revert()
+    assert "a ledger without applied edits" in str(called().exception)

@@ -122,7 +122,7 @@ class RoseLoRAHparams(Hparams):
     )
     gate_rounds: int = value(6, "support: neurons; most rounds of fitting the direction", low=0, high=50)
     pool: float = value(
-        0.5, "support: neurons; share of a layer's neurons, least used, to draw from", above=0.0, high=1.0
+        0.5, "support: neurons; share of a layer's neurons that edits may take, least used first", above=0.0, high=1.0
     )
     beta: float = value(0.8, "share of the old value in the importance average", low=0.0, high=0.999)
     prune_start: int = value(3, "last step at which all is kept (t_i)", low=1)

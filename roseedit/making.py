@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -249,7 +250,10 @@ class Maker:
         grown, rest = None, requests[len(kept.requests) :]
         alike = json.dumps(dict(kept.hparams), sort_keys=True) == json.dumps(self._settings, sort_keys=True)
         if alike and isinstance(self.method, GrowingMethod):
-            grown = self.method.grow(self.book.loaded, kept, rest, self.hparams, progress=progress)
+            more = chain([len(kept.requests)], repeat(0))  # those kept are done as soon as anything is
+            grown = self.method.grow(
+                self.book.loaded, kept, rest, self.hparams, progress=lambda done: progress(done + next(more))
+            )
         if grown is None:
             logger.info("edit %s is none to go on from with these settings: all facts are fitted anew", kept.edit_id)
         return grown

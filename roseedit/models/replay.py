@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from roseedit.models.anatomy import Anatomy
 from roseedit.models.head import head_at, headless
+
+if TYPE_CHECKING:
+    from roseedit.models.past import PastCache
+    from roseedit.models.trees import Sight
 
 
 def positions_from_mask(attention_mask: Tensor) -> Tensor:
@@ -105,7 +109,14 @@ class _PassThrough:
 
 
 @torch.no_grad()
-def capture_activations(model: Any, anatomy: Anatomy, layer: int, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def capture_activations(  # noqa: PLR0917 - as in `run_body`
+    model: Any,
+    anatomy: Anatomy,
+    layer: int,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    sight: Sight | None = None,
+) -> Tensor:
     """What enters decoder layer `layer` for a right-padded batch.
 
     Args:
@@ -114,12 +125,13 @@ def capture_activations(model: Any, anatomy: Anatomy, layer: int, input_ids: Ten
         layer: Index of the layer.
         input_ids: (rows, tokens).
         attention_mask: (rows, tokens).
+        sight: As of `run_body`.
 
     Returns:
         (rows, tokens, hidden).
     """
     with captured(model, anatomy, layer) as seen, layers_off(model, anatomy, layer):
-        run_body(model, input_ids, attention_mask, head=False)
+        run_body(model, input_ids, attention_mask, head=False, sight=sight)
     return seen[0]
 
 
@@ -145,20 +157,36 @@ def layers_off(model: Any, anatomy: Anatomy, start: int) -> Iterator[None]:
             module.__dict__.pop("forward", None)
 
 
-def run_body(model: Any, input_ids: Tensor, attention_mask: Tensor, *, head: bool = True) -> Tensor:
-    """One forward pass without cache, positions explicit.
+def run_body(
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    head: bool = True,
+    past: PastCache | None = None,
+    sight: Sight | None = None,
+) -> Tensor:
+    """One forward pass, positions explicit.
 
     Args:
         model: The model.
         input_ids: (rows, tokens), right-padded.
         attention_mask: (rows, tokens).
         head: False leaves the head out, for callers that want no logits.
+        past: What stands before the tokens, whose keys and values are known.
+        sight: What each token sees, where that is not all before it in its row.
 
     Returns:
         Logits, (rows, tokens, vocabulary) or as `head_at` says; nothing of use without the head.
     """
-    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
     inputs["position_ids"] = positions_from_mask(attention_mask)
+    if sight is not None:
+        inputs |= {"attention_mask": sight.mask, "position_ids": sight.positions}
+    if past is not None:
+        inputs |= {"use_cache": True, "past_key_values": past}
+        inputs["attention_mask"] = torch.cat([past.mask(input_ids.device), attention_mask], 1)
+        inputs["position_ids"] = inputs["position_ids"] + past.lengths.to(input_ids.device)[:, None]
     if head:
         return model(**inputs).logits
     zero = torch.zeros(1, dtype=torch.long, device=input_ids.device)

@@ -18,6 +18,7 @@ from roseedit.models.answers import AnswerHead
 from roseedit.models.encoding import pad_right, plan_batches
 from roseedit.models.head import head_at, headless, last_mlp_at, thrifty_head
 from roseedit.models.load import LoadedModel
+from roseedit.models.past import Past, PastCache
 from roseedit.models.replay import capture_activations, layers_off, replaying, run_body
 from roseedit.roselora.inputs import Inputs
 from roseedit.roselora.objective import BaseTop, Row
@@ -38,6 +39,7 @@ class Pass:
         label_weights: (fact positions,).
         anchor_weights: (anchor positions,).
         base: The base model at the anchor positions; None before it is known.
+        past: Per row what stands before its tokens here; empty where rows are whole.
     """
 
     ids: Tensor
@@ -50,6 +52,7 @@ class Pass:
     label_weights: Tensor
     anchor_weights: Tensor
     base: BaseTop | None = None
+    past: Sequence[Past] = ()
 
     def logits(self, loaded: LoadedModel, layer: int) -> Tensor:
         """Replay from `layer` up; (positions, vocabulary), with whatever bank is switched on."""
@@ -69,7 +72,8 @@ class Pass:
             head_at(model, *self.at),
             as_head(model),
         ):
-            return run_body(model, self.ids, self.mask)[0]
+            past = PastCache(anatomy.n_layers, layer, self.past) if self.past else None
+            return run_body(model, self.ids, self.mask, past=past)[0]
 
 
 class RowStore:
@@ -84,6 +88,7 @@ class RowStore:
         last: How many last tokens.
         base: Remember the base model's distribution at the anchors; else they run through the watched layers only.
         ready: Per row what enters `layer`, where that is known; nothing is run then.
+        pasts: Per row the first tokens that nothing changes; passes start behind them. `ready` is then of the others.
     """
 
     def __init__(
@@ -97,8 +102,10 @@ class RowStore:
         last: int = 1,
         base: bool = True,
         ready: Sequence[Tensor] = (),
+        pasts: Sequence[Past] = (),
     ) -> None:
         self.loaded, self.rows, self.layer = loaded, list(rows), layer
+        self.pasts = list(pasts)
         self.max_tokens = max_tokens
         self.activations: list[Tensor] = list(ready) or [torch.empty(0)] * len(self.rows)
         self.base: list[BaseTop | None] = [None] * len(self.rows)
@@ -187,9 +194,13 @@ class RowStore:
 
     def planned(self, chosen: Sequence[int]) -> Iterator[tuple[list[int], Pass]]:
         """As `passes`, each with the indices of its rows, and made when its turn comes."""
-        for batch in plan_batches([len(self.rows[i].ids) for i in chosen], self.max_tokens):
+        for batch in plan_batches([len(self.rows[i].ids) - self._begins(i) for i in chosen], self.max_tokens):
             own = [chosen[k] for k in batch]
             yield own, self._pass(own)
+
+    def _begins(self, i: int) -> int:
+        """First token of a row that passes run."""
+        return self.pasts[i].length if self.pasts else 0
 
     def passes(self, chosen: Sequence[int], *, brief: bool = False) -> list[Pass]:
         """Group rows into passes of at most `max_tokens`.
@@ -207,15 +218,15 @@ class RowStore:
 
     def _pass(self, batch: list[int], as_rows: Sequence[Row] = ()) -> Pass:
         rows = as_rows or [self.rows[i] for i in batch]
-        device = self.loaded.device
-        ids, mask = pad_right([row.ids for row in rows], self.loaded.pad_id, device)
+        device, begin = self.loaded.device, [self._begins(i) for i in batch]
+        ids, mask = pad_right([row.ids[n:] for row, n in zip(rows, begin, strict=True)], self.loaded.pad_id, device)
         stored = torch.zeros(*ids.shape, self.loaded.anatomy.hidden_size, dtype=self.activations[batch[0]].dtype)
         stored = stored.to(device)
         for place, i in enumerate(batch):
-            n = len(rows[place].ids)
+            n = len(rows[place].ids) - begin[place]
             stored[place, :n] = self.activations[i][:n]
-        facts = [(p, c, t, r) for p, r in enumerate(rows) for c, t in zip(r.columns, r.labels, strict=False)]
-        anchors = [(p, c, r) for p, r in enumerate(rows) if not r.labels for c in r.columns]
+        facts = [(p, c - begin[p], t, r) for p, r in enumerate(rows) for c, t in zip(r.columns, r.labels, strict=False)]
+        anchors = [(p, c - begin[p], r) for p, r in enumerate(rows) if not r.labels for c in r.columns]
 
         def column(values: list[int] | list[float]) -> Tensor:
             return torch.tensor(values, device=device)
@@ -237,4 +248,5 @@ class RowStore:
             label_weights=column([f[3].weight / len(f[3].columns) for f in facts]).float(),
             anchor_weights=column([a[2].weight / len(a[2].columns) for a in anchors]).float(),
             base=top,
+            past=[self.pasts[i] for i in batch] if any(begin) else (),
         )

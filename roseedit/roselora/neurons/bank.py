@@ -17,6 +17,7 @@ from roseedit.roselora.asking import is_question
 from roseedit.roselora.batches import RowStore
 from roseedit.roselora.config import RoseLoRAHparams
 from roseedit.roselora.memory import trim_memory, within_memory
+from roseedit.roselora.neurons.before import before_speech, behind
 from roseedit.roselora.neurons.choice import take
 from roseedit.roselora.neurons.echoes import echoes, known_look, says
 from roseedit.roselora.neurons.facts import Opened, Points, answer_length, elsewhere, opened, points_of
@@ -94,10 +95,15 @@ class NeuronBank:
         self.edits = [_joined(mine)] if joint else mine
         speech = self._speech(rows, look)
         facts = answerable(rows, speech, at_subject=at_subject)
-        # Half as many: the backward pass keeps what the look lets go.
+        self.columns = self._columns(look, facts, speech)
         ready = [look.activations[i] for i in facts]
-        self.store = RowStore(loaded, list(facts.values()), self.place.start, tokens // 2, ready=ready)
-        self.columns = self._columns(look, list(facts), speech)
+        stored = list(facts.values())
+        pasts = before_speech(loaded, self.place, stored, self.columns, ready, tokens, hparams.train_dtype)
+        if pasts:
+            self.columns = [behind(own, pasts) for own in self.columns]
+            ready = [x[past.length :] for x, past in zip(ready, pasts, strict=True)]
+        # Half as many: the backward pass keeps what the look lets go.
+        self.store = RowStore(loaded, stored, self.place.start, tokens // 2, ready=ready, pasts=pasts)
 
     def _look(self, rows: Sequence[Row], tokens: int) -> Look:
         longest = max(len(row.ids) for row in rows)
@@ -191,12 +197,12 @@ class NeuronBank:
                 out[i] = said(self.neurons, look.inputs[i].float(), new.opens, new.carries) * new.gain
         return out
 
-    def _columns(self, look: Look, at: Sequence[int], speech: Mapping[int, Tensor]) -> list[Columns]:
-        """Per edit what the trainer needs; `at` are the places of the stored rows among all."""
+    def _columns(self, look: Look, facts: Mapping[int, Row], speech: Mapping[int, Tensor]) -> list[Columns]:
+        """Per edit what the trainer needs; `facts` are the rows to be stored, by their places among all."""
         down = weight_of(self.loaded.model, self.neurons.down)
         out = []
         for edit, own in enumerate(self.edits):
-            mine = {i: at[i] for i, row in enumerate(self.store.rows) if row.edit == edit}
+            mine = {i: k for i, (k, row) in enumerate(facts.items()) if row.edit == edit}
             silenced = {i: said(self.neurons, look.inputs[k].float(), own.opens, own.carries) for i, k in mine.items()}
             unit = mean(look.sizes[k] for k in mine.values())
             old = down[:, own.which].float().mT

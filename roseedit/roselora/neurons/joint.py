@@ -67,7 +67,7 @@ def _fill(  # noqa: PLR0917 - one call site
 ) -> None:
     """Add the parts of some requests, each trained on what the parts before it have made of the model."""
     wanted = [1 if at_subject else neurons_for(loaded, request, hparams) for request in group]
-    layers = _layers(loaded, hparams, wanted, kept, wide=wide, at_subject=at_subject) if group else []
+    layers = _layers(loaded, hparams, wanted, kept, wide=wide, at_subject=at_subject) if group or kept.requests else []
     shares = _shares([layer.left for layer in layers], wanted)
     ends = itertools.accumulate(shares)
     spans = [(layer, end - n, end) for layer, n, end in zip(layers, shares, ends, strict=True)]

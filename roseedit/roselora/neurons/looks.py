@@ -13,7 +13,9 @@ from torch import Tensor
 from roseedit.models.load import LoadedModel
 from roseedit.models.lowp import products_are_low
 from roseedit.models.replay import captured, layers_off, run_body
+from roseedit.models.trees import SIZE, Sight, grown, has_trees
 from roseedit.roselora.neurons.mlp import Neurons, check_said
+from roseedit.roselora.neurons.remembered import remembered
 from roseedit.roselora.neurons.stages import Streams, through
 from roseedit.roselora.objective import Row
 
@@ -91,23 +93,27 @@ def look_at(  # noqa: PLR0917 - two call sites
     inputs = Streams(counted, place.neurons.opens.d_in, torch.bfloat16 if low else torch.float32, loaded.device)
     kept = Streams([len(row.ids) if row.labels else 0 for row in rows], hidden, like, loaded.device)
     look, checked = Look(inputs.rows, kept.rows, [0.0] * len(rows)), False
+    longest = max(len(row.ids) for row in rows)
+    plain = again or not remembered(loaded.model, ("trees", longest), (), lambda: has_trees(loaded, longest))
+    trees = grown([row.ids for row in rows], 0 if plain else SIZE)
 
-    def visit(batch: list[int], ids: Tensor, mask: Tensor) -> None:
+    def visit(batch: list[int], ids: Tensor, mask: Tensor, sight: Sight | None) -> None:
         nonlocal checked
-        seen = _Seen(*(t.reshape(*ids.shape, -1) for t in _watched(loaded, place, ids, mask)))
+        seen = _Seen(*(t.reshape(*ids.shape, -1) for t in _watched(loaded, place, ids, mask, sight)))
         if not checked:
             check_said(place.neurons, loaded.model, seen.x[mask.bool()], seen.inner[mask.bool()])
             checked = True
-        for at, i in enumerate(batch):
-            n = len(rows[i].ids)
-            look.inputs[i].copy_(seen.x[at, n - counted[i] : n])
+        for at, i, path in ((at, i, [*path]) for at, n in enumerate(batch) for i, path in trees[n].paths.items()):
+            look.inputs[i].copy_(seen.x[at, path[len(path) - counted[i] :]])
             if rows[i].labels:
-                look.activations[i].copy_(seen.stored[at, :n])
+                look.activations[i].copy_(seen.stored[at, path])
                 # Many models have one token, the first, with a stream a hundred times as large: not the measure.
-                look.sizes[i] = float(seen.stream[at, 1:n].float().square().mean().sqrt())
+                look.sizes[i] = float(seen.stream[at, path[1:]].float().square().mean().sqrt())
 
-    ids = [row.ids for row in rows]
-    through(loaded, ids, place.neurons.layer + 1, tokens, arithmetic, visit, replay=place.start > 0, again=again)
+    ids = [tree.ids for tree in trees]
+    shared = () if plain else trees
+    upto, replay = place.neurons.layer + 1, place.start > 0
+    through(loaded, ids, upto, tokens, arithmetic, visit, replay=replay, again=again, trees=shared)
     return look
 
 
@@ -121,7 +127,7 @@ class _Seen:
     stream: Tensor
 
 
-def _watched(loaded: LoadedModel, place: Place, ids: Tensor, mask: Tensor) -> list[Tensor]:
+def _watched(loaded: LoadedModel, place: Place, ids: Tensor, mask: Tensor, sight: Sight | None) -> list[Tensor]:
     """One pass as in `_Seen`; layers above the watched ones do nothing."""
     model, anatomy, neurons = loaded.model, loaded.anatomy, place.neurons
     with ExitStack() as stack:
@@ -134,7 +140,7 @@ def _watched(loaded: LoadedModel, place: Place, ids: Tensor, mask: Tensor) -> li
             ),
         ]
         stack.enter_context(layers_off(model, anatomy, neurons.layer + 1))
-        run_body(model, ids, mask, head=False)
+        run_body(model, ids, mask, head=False, sight=sight)
     return [seen[0] for seen in lists]
 
 

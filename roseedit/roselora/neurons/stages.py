@@ -21,10 +21,11 @@ from roseedit.models.encoding import pad_right, plan_batches
 from roseedit.models.load import LoadedModel
 from roseedit.models.lowp import products_are_low, products_in
 from roseedit.models.replay import capture_activations, replaying
+from roseedit.models.trees import Sight, Tree, sight_of
 from roseedit.roselora.neurons.remembered import below, remembered
 
 STAGES = 4  # what is kept between them costs less than a quarter of the copies
-Visit = Callable[[list[int], Tensor, Tensor], None]
+Visit = Callable[[list[int], Tensor, Tensor, Sight | None], None]
 
 
 class Streams:
@@ -80,21 +81,23 @@ def through(  # noqa: PLR0917 - two call sites
     *,
     replay: bool = True,
     again: bool = False,
+    trees: Sequence[Tree] = (),
 ) -> None:
     """Run rows up to a layer, in passes.
 
     Args:
         loaded: The model, frozen.
-        rows: Token ids.
+        rows: Token ids; of the trees, where there are any.
         until: First layer that is not run.
         tokens: Most tokens in one pass.
         arithmetic: As of `products_in`.
-        visit: Called for each pass of the last stage with the indices of its rows, their ids and mask; runs the pass,
-            its layers below the stage replayed, and keeps what it wants of it.
+        visit: Called for each pass of the last stage with the indices of its rows, their ids, mask and sight; runs the
+            pass, its layers below the stage replayed, and keeps what it wants of it.
         replay: False runs every row through all layers at once.
         again: These rows will come again: what enters the last layer is remembered.
+        trees: What the rows are, where they are trees.
     """
-    run = _Run(loaded, rows, tokens, arithmetic)
+    run = _Run(loaded, rows, tokens, arithmetic, trees)
     few = STAGES if products_are_low(loaded, arithmetic) else 1
     if not replay or until == 1:
         run.stage((0, until), run.streams(0), visit)
@@ -116,6 +119,7 @@ class _Run:
     rows: Sequence[Sequence[int]]
     tokens: int
     arithmetic: str
+    trees: Sequence[Tree]
 
     def streams(self, first: int) -> Streams:
         """Room for what enters a layer; of the lowest nothing is kept."""
@@ -136,11 +140,13 @@ class _Run:
         products = products_in(loaded, self.arithmetic, first, end)
         for batch in plan_batches([len(row) for row in self.rows], self.tokens):
             ids, mask = pad_right([self.rows[i] for i in batch], loaded.pad_id, loaded.device)
+            own = [self.trees[i] for i in batch] if self.trees else []
+            sight = sight_of(own, ids.shape[1], loaded.model.dtype, loaded.device) if own else None
             start = (
                 replaying(loaded.model, loaded.anatomy, first, streams.padded(batch, ids.shape[1])) if first else None
             )
             with products(), start or nullcontext():
                 if visit:
-                    visit(batch, ids, mask)
+                    visit(batch, ids, mask, sight)
                 else:
-                    streams.write(batch, capture_activations(loaded.model, loaded.anatomy, end, ids, mask))
+                    streams.write(batch, capture_activations(loaded.model, loaded.anatomy, end, ids, mask, sight))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ class Texts:
         """Hand over, (n, d_in) and (n, neurons) at a time, what enters the MLP and its outward matrix, float32."""
         loaded, neurons = self.loaded, self.neurons
 
-        def visit(_batch: list[int], ids: Tensor, mask: Tensor) -> None:
+        def visit(_batch: list[int], ids: Tensor, mask: Tensor, _sight: Any) -> None:
             with (
                 inputs_of(loaded.model, neurons.opens.module_name) as opened,
                 inputs_of(loaded.model, neurons.down.module_name) as closed,

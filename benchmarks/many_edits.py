@@ -2,13 +2,15 @@
 
     ROSEEDIT_DATA=... python benchmarks/many_edits.py --out runs/many                          # hours on two cores
     ROSEEDIT_DATA=... python benchmarks/many_edits.py --out runs/many --counts 1 10 --sequence 10
-    ROSEEDIT_DATA=... python benchmarks/many_edits.py --out runs/m --hparams hparams/RoseLoRA/many-smollm2-135m.yaml
+    ROSEEDIT_DATA=... python benchmarks/many_edits.py --out runs/m --hparams hparams/RoseLoRA/thousand-smollm2-135m.yaml
+      --counts 1000 --more counterfact:paraphrases   # the public file has 605 facts; the rest comes from another set
 
 Every row is a run of `roseedit.runs.evaluate` in a folder of its own under --out, measured with all edits live: stop it
 anywhere, the same command goes on. Reliability and generality are generated exact match at a natural stop, locality is
 token agreement with the unedited model, "unchanged" its generated answers; perplexity is that of WikiText-2's test part
 over the unedited model's. `--sequence N` makes N edits one after another in a ledger, measures them, consolidates, says
-whether the consolidated delta is the joint one, byte for byte, and measures it like the others.
+whether the consolidated delta is the joint one, byte for byte, and measures it like the others. With `--every M` it is
+consolidated after every M edits too, what is fitted already left as it is.
 """
 
 from __future__ import annotations
@@ -33,8 +35,11 @@ from roseedit.evaluation.perplexity import perplexity, wikitext
 from roseedit.hparams import Hparams, read_yaml
 from roseedit.methods import read_hparams
 from roseedit.progress import bar
+from roseedit.requests import EditRequest
+from roseedit.roselora.neurons.subjects import subject_key
 from roseedit.runs import RunOptions, data_of, evaluate, read_run
 from roseedit.runs.files import Layout
+from roseedit.runs.options import Data
 
 COUNTS = (1, 10, 100, 300, 1000)
 TEXT = {"max_tokens": 16_384, "context": 512, "stride": 448}  # of WikiText-2's test part
@@ -46,8 +51,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hparams", default="hparams/RoseLoRA/smollm2-135m.yaml")
     parser.add_argument("--data", default="counterfact")
+    parser.add_argument("--more", help="set whose facts about further subjects follow when the first has no more")
     parser.add_argument("--counts", type=int, nargs="*", default=list(COUNTS), help="records of the joint runs")
     parser.add_argument("--sequence", type=int, default=0, help="records of the sequence; 0: none")
+    parser.add_argument("--every", type=int, default=0, help="edits of the sequence after which it is consolidated too")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs; go on with it by the same command")
     args = parser.parse_args()
     hparams = read_hparams(read_yaml(args.hparams), args.hparams)
@@ -70,7 +77,7 @@ def measured(hparams: Hparams, args: argparse.Namespace, count: int, mode: Any, 
     name = name or mode
     folder = args.out / f"{args.data}-{name}-{count}"
     options = RunOptions(mode=mode, threads=1, checkpoints=0, cache=args.out / "base-scores")
-    evaluate(hparams, data_of(load_editset(args.data, limit=count), count), folder, options)
+    evaluate(hparams, facts(args.data, args.more, count), folder, options)
     run = read_run(folder)
     values = by_edit(run.rows[run.rows["stage"] == "end"], [str(r["key"]) for r in run.requests])
     line: dict[str, Any] = {"mode": name, "records": count, "edits": len(run.requests), "folder": str(folder)}
@@ -83,6 +90,23 @@ def measured(hparams: Hparams, args: argparse.Namespace, count: int, mode: Any, 
         f"| {line['edits']} | {name} | {' | '.join(cells)} | {line['perplexity_ratio']:.3f} | {seconds} |", flush=True
     )
     return line
+
+
+def facts(name: str, more: str | None, count: int) -> Data:
+    """The first records of a set and, where it has too few, facts about other subjects of a second one."""
+    first = load_editset(name, limit=count)
+    missing = count - first.n_records
+    if more is None or missing <= 0:
+        return data_of(first, count)
+    second, there = load_editset(more), {subject_key(request) for request in first.requests}
+    others: list[EditRequest] = []
+    for request in second.requests:
+        if subject_key(request) not in there:
+            there.add(subject_key(request))
+            others.append(request)
+    both = first.requests + tuple(others[: count - len(first.requests)])
+    sha256 = hashlib.sha256(f"{first.sha256} {second.sha256}".encode()).hexdigest()
+    return Data(f"{data_of(first).name}+{data_of(second).name}", sha256, both, limit=count)
 
 
 def _perplexity_ratio(hparams: Hparams, folder: Path) -> float:
@@ -113,11 +137,14 @@ def consolidated(hparams: Hparams, args: argparse.Namespace) -> dict[str, Any]:
         if len(editor.edits) != 1 or len(editor.edits[0].requests) < len(joint.requests):
             there = {r.request_id for edit in editor.edits for r in edit.requests}
             with bar(len(joint.requests), "one by one", True, len(there)) as progress:
-                for request in joint.requests:
+                for count, request in enumerate(joint.requests, 1):
                     if request.request_id not in there:
                         editor.edit(request, mode="sequential", evaluate=False)
                         progress(1)
-            editor.consolidate()
+                        if args.every and count % args.every == 0:
+                            editor.consolidate(keep=True)
+            if len(editor.edits) > 1:
+                editor.consolidate(keep=bool(args.every))
         found = sha_of(editor.edits[0])
         _lay(editor, layout, beside)
     return {"equal": found == sha_of(joint), "sha256": found, "joint_sha256": sha_of(joint)}

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from roseedit.models.agreement import agree
 from roseedit.models.encoding import pad_right, plan_batches
 from roseedit.models.head import last_mlp_at
 from roseedit.models.load import LoadedModel
 from roseedit.models.replay import replaying, run_body
 
 KINDS = {"full_attention", "sliding_attention"}  # layers that can keep keys and values of every token
-CLOSE = 1e-3  # of the largest number; sums run in another order
 
 
 @dataclass(frozen=True)
@@ -171,5 +171,4 @@ def has_past(loaded: LoadedModel) -> bool:
     cache = PastCache(loaded.anatomy.n_layers, 0, pasts_of(loaded, 0, firsts, nothing, ids.numel()))
     ids, mask = pad_right([row[n:] for row, n in zip(rows, cut, strict=True)], loaded.pad_id, loaded.device)
     rest = run_body(loaded.model, ids, mask, past=cache)
-    off = max(float((whole[i, n : n + 2] - rest[i]).abs().max()) for i, n in enumerate(cut))
-    return off < CLOSE * float(whole.abs().max())
+    return agree((rest[i], whole[i, n : n + 2]) for i, n in enumerate(cut))

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from roseedit.models.agreement import agree
 from roseedit.models.encoding import pad_right
 from roseedit.models.load import LoadedModel
 from roseedit.models.replay import run_body
 
 SIZE = 128  # tokens of a tree: larger ones share little more, and attention looks at all pairs
-CLOSE = 1e-3  # of the largest number; sums run in another order
 
 
 @dataclass(frozen=True)
@@ -128,5 +128,4 @@ def has_trees(loaded: LoadedModel, longest: int) -> bool:
     (tree,) = grown(rows)
     ids, mask = pad_right([tree.ids], loaded.pad_id, loaded.device)
     found = run_body(loaded.model, ids, mask, sight=sight_of([tree], len(tree.ids), whole.dtype, loaded.device))
-    off = max(float((found[0, list(path)] - whole[i, : len(path)]).abs().max()) for i, path in tree.paths.items())
-    return off < CLOSE * float(whole.abs().max())
+    return agree((found[0, list(path)], whole[i, : len(path)]) for i, path in tree.paths.items())

@@ -7,8 +7,10 @@ import random
 import pytest
 import torch
 
+from roseedit.models import trees as trees_module
 from roseedit.models.encoding import pad_right
 from roseedit.models.load import LoadedModel
+from roseedit.models.past import has_past
 from roseedit.models.replay import run_body
 from roseedit.models.trees import grown, has_trees, sight_of
 
@@ -45,6 +47,20 @@ def test_a_token_sees_the_path_to_itself() -> None:
     seen = [[0], [0, 1], [0, 1, 2], [0, 3], [4]]  # the last one only fills up
     assert [(row == 0).nonzero()[:, 0].tolist() for row in sight.mask[0, 0]] == seen
     assert sight.positions.tolist() == [[0, 1, 2, 1, 0]]
+
+
+def test_a_model_in_bfloat16_may_use_trees_and_pasts(any_model: LoadedModel) -> None:
+    any_model.model.to(torch.bfloat16)
+    assert has_trees(any_model, 9)
+    assert has_past(any_model)
+
+
+def test_a_sight_that_is_not_minded_is_noticed(any_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = trees_module.run_body
+    monkeypatch.setattr(trees_module, "run_body", lambda *a, sight=None, **k: real(*a, **k))
+    for dtype in (torch.float32, torch.bfloat16):
+        any_model.model.to(dtype)
+        assert not has_trees(any_model, 9)
 
 
 def test_every_model_says_in_trees_what_it_says_in_rows(any_model: LoadedModel) -> None:

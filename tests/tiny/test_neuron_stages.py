@@ -41,7 +41,7 @@ def test_streams_come_back_as_they_were_written() -> None:
 def _seen(model: LoadedModel, until: int, arithmetic: str, *, replay: bool = True, again: bool = False) -> list[Tensor]:
     out = [torch.empty(0)] * len(ROWS)
 
-    def visit(batch: list[int], ids: Tensor, mask: Tensor) -> None:
+    def visit(batch: list[int], ids: Tensor, mask: Tensor, _sight: Any) -> None:
         stored = capture_activations(model.model, model.anatomy, until, ids, mask)
         for place, i in enumerate(batch):
             out[i] = stored[place, : len(ROWS[i])].clone()

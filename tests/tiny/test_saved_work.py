@@ -42,7 +42,10 @@ def no(*_: Any) -> bool:
     return False
 
 
-def test_a_look_at_trees_is_a_look_at_rows(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("arithmetic", "near"), [("weights", 1e-4), ("bfloat16", 5e-2)])
+def test_a_look_at_trees_is_a_look_at_rows(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, arithmetic: str, near: float
+) -> None:
     rows = [row for n, request in enumerate(REQUESTS) for row in build_rows(loaded, request, n, n, settings())]
     place = Place.of(loaded, find_neurons(loaded, 1), replay=True)
     tokens: list[int] = []
@@ -51,16 +54,16 @@ def test_a_look_at_trees_is_a_look_at_rows(loaded: LoadedModel, monkeypatch: pyt
         looks, "run_body", lambda model, ids, *a, **k: tokens.append(ids.numel()) or real(model, ids, *a, **k)
     )
     with frozen(loaded.model):
-        trees = look_at(loaded, rows, place, 4, 512)
+        trees = look_at(loaded, rows, place, 4, 512, arithmetic)
         shared, tokens = sum(tokens), tokens.clear() or tokens
         monkeypatch.setattr(looks, "has_trees", no)
         monkeypatch.setattr(looks, "remembered", lambda _m, _k, _p, look: look())
-        whole = look_at(loaded, rows, place, 4, 512)
+        whole = look_at(loaded, rows, place, 4, 512, arithmetic)
     assert shared < 0.85 * sum(tokens)
     for one, other in ((trees.inputs, whole.inputs), (trees.activations, whole.activations)):
         for a, b in zip(one, other, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-    assert trees.sizes == pytest.approx(whole.sizes, rel=1e-4)
+            torch.testing.assert_close(a, b, rtol=near, atol=near)
+    assert trees.sizes == pytest.approx(whole.sizes, rel=near)
 
 
 def both(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, fit: Callable[[], Trained]) -> tuple[Trained, Trained]:

@@ -109,7 +109,8 @@ def bank_of(loaded: LoadedModel, requests: list[EditRequest]) -> NeuronBank:
 def own_prompts(bank: NeuronBank) -> list[tuple[Row, torch.Tensor]]:
     """The requests' own prompts, each with what its neuron says, (tokens,)."""
     first = {row.request: (i, row) for i, row in reversed(list(enumerate(bank.store.rows)))}
-    return [(row, bank.columns[0].speech[i][:, row.request]) for i, row in first.values()]
+    spoken = [(row, bank.columns[0].speech[i][:, row.request]) for i, row in first.values()]
+    return [(row, torch.cat([torch.zeros(len(row.ids) - len(said)), said])) for row, said in spoken]  # silent before
 
 
 def test_facts_about_one_subject_do_not_shut_each_other_out(loaded: LoadedModel) -> None:

@@ -57,14 +57,12 @@ def _settings(ledger: Path, model: str | None, hparams: Path | None) -> Hparams:
     from roseedit.edits.ledger import Ledger
     from roseedit.edits.ledger.plans import newest_live
     from roseedit.errors import LedgerError, refusal
-    from roseedit.hparams import read_yaml
-    from roseedit.methods import read_hparams
+    from roseedit.making import settings_of
 
     with Ledger(ledger) as book:
         newest = newest_live(book.states)
         if newest is None:
             raise LedgerError(refusal("a ledger without applied edits", "two or more", "See `roseedit edits list`."))
         made_with = json.loads(str(book.states[newest].record.hparams))
-    source = f"the settings of edit {newest}"
-    settings = read_hparams(read_yaml(hparams), str(hparams)) if hparams else read_hparams(made_with, source)
+    settings = settings_of(hparams or made_with)
     return settings.replaced(model=model) if model else settings

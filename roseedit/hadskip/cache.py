@@ -15,8 +15,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from roseedit.errors import SkipError, refusal
 from roseedit.models.load import LoadedModel
+from roseedit.models.past import strange_layers
 
-KINDS = {"full_attention", "sliding_attention"}
 SPARE = 64  # columns beyond what is asked for when buffers grow
 
 
@@ -32,10 +32,9 @@ class SharedCache(Cache):
     """
 
     def __init__(self, loaded: LoadedModel, room: int) -> None:
-        kinds = set(getattr(loaded.model.config.get_text_config(), "layer_types", None) or KINDS)
-        if not kinds <= KINDS or getattr(loaded.model.config.get_text_config(), "kv_sharing_modes", None):
+        if strange := strange_layers(loaded):
             message = refusal(
-                f"a model with layers of kind {', '.join(sorted(kinds - KINDS)) or 'shared K/V'}",
+                f"a model with layers of kind {strange}",
                 "layers that each keep K/V of every token",
                 "Use its own generate().",
             )

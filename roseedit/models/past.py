@@ -29,12 +29,29 @@ class Past:
     """One row's first tokens.
 
     Attributes:
-        length: How many.
-        kept: Per layer that runs, from the lowest up, keys and values, (2, heads, length, head size).
+        kept: Per layer that runs, from the lowest up, keys and values, (2, heads, length, head size), or nothing.
     """
 
-    length: int
     kept: tuple[Tensor, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """How many."""
+        return self.kept[0].shape[2] if self.kept else 0
+
+
+def strange_layers(loaded: LoadedModel) -> str:
+    """The kinds of a model's layers that keep no keys and values of their own of every token, by name; "" without any.
+
+    Args:
+        loaded: The model.
+
+    Returns:
+        Their names, for a message.
+    """
+    config = loaded.model.config.get_text_config()
+    shared = {"shared K/V"} if getattr(config, "kv_sharing_modes", None) else set()
+    return ", ".join(sorted({*(getattr(config, "layer_types", None) or ())} - KINDS | shared))
 
 
 class PastCache(Cache):
@@ -127,7 +144,7 @@ def pasts_of(  # noqa: PLR0917 - two call sites
     Returns:
         One past per row.
     """
-    out = [Past(0)] * len(rows)
+    out = [Past()] * len(rows)
     wanted = [i for i, row in enumerate(rows) if row]
     for batch in plan_batches([len(rows[i]) for i in wanted], tokens):
         own = [wanted[k] for k in batch]
@@ -135,7 +152,7 @@ def pasts_of(  # noqa: PLR0917 - two call sites
         stored = entering[own[0]].new_zeros(*ids.shape, loaded.anatomy.hidden_size)
         for place, i in enumerate(own):
             stored[place, : len(rows[i])] = entering[i]
-        cache = PastCache(loaded.anatomy.n_layers, layer, [Past(0)] * len(own))
+        cache = PastCache(loaded.anatomy.n_layers, layer, [Past()] * len(own))
         first = torch.zeros(1, dtype=torch.long, device=loaded.device)  # of the last MLP nothing is wanted
         with (
             products(),
@@ -146,7 +163,7 @@ def pasts_of(  # noqa: PLR0917 - two call sites
         seen = [cache.seen(i) for i in range(layer, loaded.anatomy.n_layers)]
         for place, i in enumerate(own):
             n = len(rows[i])
-            out[i] = Past(n, tuple(of[:, place, :, :n].clone() for of in seen))
+            out[i] = Past(tuple(of[:, place, :, :n].clone() for of in seen))
     return out
 
 
@@ -160,8 +177,7 @@ def has_past(loaded: LoadedModel) -> bool:
     Returns:
         False too for models with layers that keep no keys and values of their own, such as state-space layers.
     """
-    config = loaded.model.config.get_text_config()
-    if not set(getattr(config, "layer_types", None) or KINDS) <= KINDS or getattr(config, "kv_sharing_modes", None):
+    if strange_layers(loaded):
         return False
     rows, cut = [[1, 2, 3, 4], [2, 3, 1]], (2, 1)
     ids, mask = pad_right(rows, loaded.pad_id, loaded.device)

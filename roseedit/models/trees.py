@@ -7,9 +7,10 @@ itself. What leaves a layer at a token is what would leave it in a row of its ow
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,6 +36,15 @@ class Tree:
     ids: tuple[int, ...]
     parents: tuple[int, ...]
     paths: Mapping[int, tuple[int, ...]]
+
+    @cached_property
+    def sees(self) -> Tensor:
+        """(tokens, tokens) bool: whether the token of the row sees that of the column."""
+        out = torch.eye(len(self.ids), dtype=torch.bool)
+        for place, parent in enumerate(self.parents):
+            if parent >= 0:
+                out[place] |= out[parent]
+        return out
 
 
 @dataclass(frozen=True)
@@ -98,30 +108,28 @@ def sight_of(trees: Sequence[Tree], width: int, dtype: torch.dtype, device: torc
         Mask and positions.
     """
     sees = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
-    positions = torch.zeros(len(trees), width, dtype=torch.long)
     for n, tree in enumerate(trees):
-        for place, parent in enumerate(tree.parents):
-            if parent >= 0:
-                sees[n, place] |= sees[n, parent]
-        positions[n] = sees[n].sum(-1) - 1
+        sees[n, : len(tree.ids), : len(tree.ids)] = tree.sees
+    positions = sees.sum(-1) - 1
     mask = torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)
     return Sight(mask[:, None].to(device), positions.to(device))
 
 
+def sliding_window(loaded: LoadedModel) -> float:
+    """Tokens of the longest row that a tree may hold: a window that slides along a row knows nothing of trees."""
+    return getattr(loaded.model.config.get_text_config(), "sliding_window", None) or math.inf
+
+
 @torch.no_grad()
-def has_trees(loaded: LoadedModel, longest: int) -> bool:
+def has_trees(loaded: LoadedModel) -> bool:
     """Whether a model says in a tree what it says in rows; found by trying.
 
     Args:
         loaded: The model, frozen.
-        longest: Tokens of the longest row; a window that slides along it knows nothing of trees.
 
     Returns:
-        True when trees may be used.
+        True when trees may be used for rows within its `sliding_window`.
     """
-    config: Any = loaded.model.config.get_text_config()
-    if longest > (getattr(config, "sliding_window", None) or longest):
-        return False
     rows = [[1, 2, 3, 4], [1, 2, 4], [1, 2], [2, 3, 1]]
     ids, mask = pad_right(rows, loaded.pad_id, loaded.device)
     whole = run_body(loaded.model, ids, mask)

@@ -54,7 +54,7 @@ def test_logits_and_gradients_are_those_of_whole_rows(any_model: LoadedModel, la
 
 def test_a_pass_without_any_past_is_a_plain_one(any_model: LoadedModel) -> None:
     ids, mask = pad_right(ROWS, any_model.pad_id, any_model.device)
-    cache = PastCache(any_model.anatomy.n_layers, 0, [Past(0)] * len(ROWS))
+    cache = PastCache(any_model.anatomy.n_layers, 0, [Past()] * len(ROWS))
     with torch.no_grad():
         torch.testing.assert_close(
             run_body(any_model.model, ids, mask, past=cache), run_body(any_model.model, ids, mask)

@@ -66,6 +66,19 @@ def test_a_look_at_trees_is_a_look_at_rows(
     assert trees.sizes == pytest.approx(whole.sizes, rel=near)
 
 
+def test_rows_longer_than_a_sliding_window_run_whole(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny("llama")
+    rows = build_rows(loaded, REQUESTS[0], 0, 0, settings())
+    longest = max(len(row.ids) for row in rows)
+    asked: list[LoadedModel] = []
+    monkeypatch.setattr(looks, "has_trees", lambda model: asked.append(model) or True)
+    with frozen(loaded.model):
+        for window, times in ((longest - 1, 0), (longest, 1), (longest, 1)):  # found out once
+            monkeypatch.setattr(loaded.model.config, "sliding_window", window, raising=False)
+            look_at(loaded, rows, Place.of(loaded, find_neurons(loaded, 1), replay=True), 4, 512)
+            assert len(asked) == times
+
+
 def both(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, fit: Callable[[], Trained]) -> tuple[Trained, Trained]:
     """Trained with the first tokens run once, and without; the gates of random models would speak at all of them."""
     found: list[int] = []

@@ -51,7 +51,7 @@ def test_a_token_sees_the_path_to_itself() -> None:
 
 def test_a_model_in_bfloat16_may_use_trees_and_pasts(any_model: LoadedModel) -> None:
     any_model.model.to(torch.bfloat16)
-    assert has_trees(any_model, 9)
+    assert has_trees(any_model)
     assert has_past(any_model)
 
 
@@ -60,11 +60,11 @@ def test_a_sight_that_is_not_minded_is_noticed(any_model: LoadedModel, monkeypat
     monkeypatch.setattr(trees_module, "run_body", lambda *a, sight=None, **k: real(*a, **k))
     for dtype in (torch.float32, torch.bfloat16):
         any_model.model.to(dtype)
-        assert not has_trees(any_model, 9)
+        assert not has_trees(any_model)
 
 
 def test_every_model_says_in_trees_what_it_says_in_rows(any_model: LoadedModel) -> None:
-    assert has_trees(any_model, 9)
+    assert has_trees(any_model)
     rows = some_rows(30, seed=1)
     ids, mask = pad_right(rows, any_model.pad_id, any_model.device)
     trees = grown(rows, 24)

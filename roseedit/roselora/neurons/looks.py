@@ -13,7 +13,7 @@ from torch import Tensor
 from roseedit.models.load import LoadedModel
 from roseedit.models.lowp import products_are_low
 from roseedit.models.replay import captured, layers_off, run_body
-from roseedit.models.trees import SIZE, Sight, grown, has_trees
+from roseedit.models.trees import SIZE, Sight, grown, has_trees, sliding_window
 from roseedit.roselora.neurons.mlp import Neurons, check_said
 from roseedit.roselora.neurons.remembered import remembered
 from roseedit.roselora.neurons.stages import Streams, through
@@ -93,8 +93,8 @@ def look_at(  # noqa: PLR0917 - two call sites
     inputs = Streams(counted, place.neurons.opens.d_in, torch.bfloat16 if low else torch.float32, loaded.device)
     kept = Streams([len(row.ids) if row.labels else 0 for row in rows], hidden, like, loaded.device)
     look, checked = Look(inputs.rows, kept.rows, [0.0] * len(rows)), False
-    longest = max(len(row.ids) for row in rows)
-    plain = again or not remembered(loaded.model, ("trees", longest), (), lambda: has_trees(loaded, longest))
+    short = max(len(row.ids) for row in rows) <= sliding_window(loaded)
+    plain = again or not short or not remembered(loaded.model, "trees", (), lambda: has_trees(loaded))
     trees = grown([row.ids for row in rows], 0 if plain else SIZE)
 
     def visit(batch: list[int], ids: Tensor, mask: Tensor, sight: Sight | None) -> None:

@@ -19,12 +19,15 @@ def bar(total: int, what: str, show: bool, done: float = 0) -> Iterator[Callable
     Yields:
         A function that is told how much has just been done.
     """
+    if (
+        not show
+    ):  # even a disabled tqdm takes a lock that processes share: one killed while it holds it hangs the others
+        yield lambda _: None
+        return
     from tqdm.auto import tqdm
 
     layout = "{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}]"
-    with tqdm(
-        total=total, initial=done, desc=what, disable=None if show else True, bar_format=layout, leave=False
-    ) as shown:
+    with tqdm(total=total, initial=done, desc=what, disable=None, bar_format=layout, leave=False) as shown:
 
         def tell(done: float) -> None:
             shown.update(done)

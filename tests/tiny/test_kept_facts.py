@@ -97,6 +97,24 @@ def test_facts_in_two_layers_stay_where_they_are(tiny: Tiny) -> None:
         RoseLoRA().grow(loaded, edit_of(whole, FACTS), [FACTS[0]], hparams)
 
 
+def test_batches_are_not_split_between_layers(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joint, "FACTS", 2)
+    loaded = tiny("llama")
+    hparams = settings(loaded, room=3)  # two batches of two: the second would begin in the first layer
+    two, whole = made(loaded, FACTS[:2], hparams), made(loaded, FACTS, hparams)
+    kept = kept_of(loaded, whole.delta, FACTS, whole.report, hparams)
+    assert kept is not None
+    assert {layer: len(taken) for layer, taken in kept.taken.items()} == {0: 2, 1: 2}
+    grown = RoseLoRA().grow(loaded, edit_of(two, FACTS[:2]), FACTS[2:], hparams)
+    assert grown is not None
+    assert grown.delta.digest == whole.delta.digest
+    others = [replace(fact, subject=f"{fact.subject} II") for fact in FACTS[:2]]
+    full = made(loaded, [*FACTS, *others], hparams)  # no room to spare
+    kept = kept_of(loaded, full.delta, [*FACTS, *others], full.report, hparams)
+    assert kept is not None
+    assert {layer: len(taken) for layer, taken in kept.taken.items()} == {0: 3, 1: 3}
+
+
 def test_what_it_cannot_go_on_from(tiny: Tiny) -> None:
     loaded = tiny("llama")
     hparams = settings(loaded)

@@ -68,7 +68,7 @@ def _fill(  # noqa: PLR0917 - one call site
     """Add the parts of some requests, each trained on what the parts before it have made of the model."""
     wanted = [1 if at_subject else neurons_for(loaded, request, hparams) for request in group]
     layers = _layers(loaded, hparams, wanted, kept, wide=wide, at_subject=at_subject) if group or kept.requests else []
-    shares = _shares([layer.left for layer in layers], wanted)
+    shares = _shares([layer.left for layer in layers], wanted, whole=at_subject)
     ends = itertools.accumulate(shares)
     spans = [(layer, end - n, end) for layer, n, end in zip(layers, shares, ends, strict=True)]
     for layer, start, end in spans:
@@ -110,9 +110,20 @@ def _layers(
     raise CapacityError(refusal(got, "facts that fit", f"Raise `pool`, name more `{more}`, or ask for fewer."))
 
 
-def _shares(left: Sequence[int], wanted: Sequence[int]) -> list[int]:
-    """How many facts go to each layer when they come in order and a layer is left once the next does not fit."""
-    shares: list[int] = []
-    for free in left:
-        shares.append(sum(total <= free for total in itertools.accumulate(wanted[sum(shares) :])))
-    return shares
+def _shares(left: Sequence[int], wanted: Sequence[int], *, whole: bool = False) -> list[int]:
+    """How many facts go to each layer when they come in order and a layer is left once the next does not fit.
+
+    `whole`: batches are not split between layers where there is room to spare, so that facts which come batch by batch,
+    each kept when the next is made, are batched as they are when all come at once.
+    """
+
+    def shared(step: int) -> list[int]:
+        shares: list[int] = []
+        for free in left:
+            rest = wanted[sum(shares) :]
+            fit = sum(total <= free for total in itertools.accumulate(rest))
+            shares.append(fit if fit == len(rest) else fit // step * step)
+        return shares
+
+    in_batches = shared(FACTS if whole else 1)
+    return in_batches if sum(in_batches) == len(wanted) else shared(1)

@@ -18,6 +18,7 @@ from roseedit.models.lowp import filled_up, usual_rows
 from roseedit.models.replay import layers_off, run_body
 
 POSITIONS = 64  # through the head at a time: enough for its products to be bound by arithmetic
+TOKENS = 1024  # of a vocabulary at a time in float32 on a CPU: wide products write past its caches, 46 GFLOP/s for 63
 
 
 @torch.no_grad()
@@ -51,8 +52,8 @@ class AnswerHead:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.logits = torch.empty(0)
-        self.low: list[Tensor] = []
+        self.sure = torch.empty(0)
+        self.low = self.chosen = self.sure
 
     def losses(self, hidden: Tensor, labels: Tensor, enough: float) -> Tensor:
         """Negative log-probability of each wanted token.
@@ -78,9 +79,11 @@ class AnswerHead:
 
     def _make_room(self, weight: Tensor) -> None:
         shape = usual_rows(POSITIONS), len(weight)
-        if self.logits.shape != shape or self.low[0].dtype != weight.dtype:
-            self.logits = torch.empty(shape, device=weight.device)
-            self.low = [torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2)]
+        if self.sure.shape != shape or self.chosen.dtype != weight.dtype:
+            self.sure = torch.empty(shape, device=weight.device)
+            self.chosen = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+            narrow = weight.dtype != self.sure.dtype
+            self.low = torch.zeros_like(self.chosen) if narrow else self.sure
 
     def part(
         self, hidden: Tensor, weights: tuple[Tensor, Tensor | None], labels: Tensor, enough: float
@@ -88,22 +91,31 @@ class AnswerHead:
         """Losses of at most `POSITIONS` positions, and the gradient of each to its hidden state."""
         weight, bias = weights
         n = len(hidden)
-        logits, low, chosen = self.logits[:n], self.low[0][:n], self.low[1]
+        sure, low = self.sure[:n], self.low[:n]
         asked = filled_up(hidden.to(weight.dtype))
-        torch.mm(asked, weight.mT, out=self.low[0][: len(asked)])
-        logits.copy_(low)
+        _multiply(asked, weight, self.low[: len(asked)])
+        if low.dtype != sure.dtype:
+            sure.copy_(low)
         if bias is not None:
-            logits.add_(bias)
-        said, top = logits.gather(1, labels[:, None]), logits.amax(-1, keepdim=True)
-        total = logits.sub_(top).exp_().sum(-1, keepdim=True)
-        nll = (total.log() + top - said)[:, 0]
-        unsure = ((-nll).exp() < enough).nonzero()[:, 0]
-        logits.div_(total).scatter_add_(1, labels[:, None], torch.full_like(said, -1))
-        torch.index_select(low.copy_(logits), 0, unsure, out=chosen[: len(unsure)])
+            sure.add_(bias)
+        torch.softmax(sure, -1, out=sure)
+        wanted = sure.gather(1, labels[:, None])
+        unsure = (wanted[:, 0] < enough).nonzero()[:, 0]
+        sure.scatter_add_(1, labels[:, None], torch.full_like(wanted, -1))
+        if low.dtype != sure.dtype:
+            low.copy_(sure)
+        torch.index_select(low, 0, unsure, out=self.chosen[: len(unsure)])
         gradient = torch.zeros_like(hidden)
-        pull = chosen[: usual_rows(len(unsure))] @ weight  # of what is left in the last rows nothing is read
+        pull = self.chosen[: usual_rows(len(unsure))] @ weight  # of what is left in the last rows nothing is read
         gradient[unsure] = pull[: len(unsure)].to(hidden.dtype)
-        return nll, gradient
+        return -wanted[:, 0].clamp(min=torch.finfo(wanted.dtype).tiny).log(), gradient
+
+
+def _multiply(hidden: Tensor, weight: Tensor, out: Tensor) -> None:
+    """(n, hidden) by the head, into (n, vocabulary)."""
+    step = TOKENS if weight.dtype == torch.float32 and weight.device.type == "cpu" else len(weight)
+    for rows, columns in zip(weight.split(step), out.split(step, dim=1), strict=True):
+        torch.mm(hidden, rows.mT, out=columns)
 
 
 class _Losses(torch.autograd.Function):

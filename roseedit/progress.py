@@ -19,9 +19,8 @@ def bar(total: int, what: str, show: bool, done: float = 0) -> Iterator[Callable
     Yields:
         A function that is told how much has just been done.
     """
-    if (
-        not show
-    ):  # even a disabled tqdm takes a lock that processes share: one killed while it holds it hangs the others
+    if not show:
+        # Even a disabled tqdm takes a lock that processes share: one that is killed while it holds it hangs the others.
         yield lambda _: None
         return
     from tqdm.auto import tqdm

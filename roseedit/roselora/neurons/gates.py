@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SKETCHED = 2  # rounds in which the worst of very many far points stand for the rest
+SKETCHED = 2  # rounds in which the worst of many far points stand for the rest
 STAND_INS = 128  # so many of them
+SAMPLE = 3_000  # most far points in the first half of the rounds: some times their width, and the end is the same
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def separators(
 
 
 def _separator(x: Tensor, far: Far, gram: Tensor, wanted: Tensor, mass: Tensor, *, ridge: float, rounds: int) -> Tensor:
-    """Newton's method; its first rounds, which call in far more points than will matter, make do with the worst."""
+    """Newton's method; its first rounds, which call in far more points than will matter, make do with some of them."""
     own = len(x)
     penalty = ridge * (mass[:own] @ gram.diagonal()) / mass[:own].sum()
     near, called, now = mass[:own] > 0, torch.zeros_like(mass[own:], dtype=torch.bool), mass
@@ -77,19 +78,25 @@ def _separator(x: Tensor, far: Far, gram: Tensor, wanted: Tensor, mass: Tensor, 
         within = short > 0
         if done == rounds or (torch.equal(within[:own], near) and torch.equal(within[own:], called)):
             break
-        near, called, now = within[:own], within[own:], mass
-        if done < min(SKETCHED, rounds - 1) and int(called.sum()) > STAND_INS:
-            called, now = _worst(short[own:], mass)
+        near, called, now = within[:own], *_for_all(short[own:], mass, done, rounds)
     return w
 
 
-def _worst(short: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
-    """The far points that fall shortest of their margin, and masses with which they pull as all of them would."""
-    worst = short.topk(STAND_INS)
-    far = torch.zeros_like(short, dtype=torch.bool)
-    far[worst.indices] = True
-    own = len(mass) - len(short)
-    return far, torch.cat([mass[:own], mass[own:] * (short.sum() / worst.values.sum())])
+def _for_all(short: Tensor, mass: Tensor, done: int, rounds: int) -> tuple[Tensor, Tensor]:
+    """The far points of the next round, (m,), and all masses, with which they pull as all that fall short would."""
+    called, own = short > 0, len(mass) - len(short)
+    count = int(called.sum())
+    if count > SAMPLE and done < rounds // 2:
+        some = called.nonzero()[:: -(-count // SAMPLE), 0]
+        pull = count / len(some)
+    elif count > STAND_INS and done < min(SKETCHED, rounds - 1):
+        worst = short.topk(STAND_INS)
+        some, pull = worst.indices, short.sum() / worst.values.sum()
+    else:
+        return called, mass
+    chosen = torch.zeros_like(called)
+    chosen[some] = True
+    return chosen, torch.cat([mass[:own], mass[own:] * pull])
 
 
 def _solved(  # noqa: PLR0917 - one call site

@@ -91,7 +91,7 @@ def _for_all(short: Tensor, mass: Tensor, done: int, rounds: int) -> tuple[Tenso
         pull = count / len(some)
     elif count > STAND_INS and done < min(SKETCHED, rounds - 1):
         worst = short.topk(STAND_INS)
-        some, pull = worst.indices, short.sum() / worst.values.sum()
+        some, pull = worst.indices, float(short.sum() / worst.values.sum())
     else:
         return called, mass
     chosen = torch.zeros_like(called)

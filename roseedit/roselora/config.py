@@ -117,6 +117,9 @@ class RoseLoRAHparams(Hparams):
     own_text: int = value(
         0, "joint runs of more than 8 facts: tokens the model itself writes, to be silent at", low=0, high=1_000_000
     )
+    sightings: int = value(
+        0, "many_at: subject; how often a subject is seen behind other text, to open there too", low=0, high=64
+    )
     compensate_from: int = value(
         0, "joint runs: neurons of one layer from which its others take over for them (0: never)", low=0
     )

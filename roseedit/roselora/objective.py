@@ -48,7 +48,7 @@ class Row:
         edit: Which edit of the bank it belongs to.
         request: Which request; in a joint run many share one edit.
         ids: Its tokens.
-        columns: Positions whose next-token distribution is looked at.
+        columns: Positions whose next-token distribution is looked at; empty where nothing but the subject is seen.
         labels: Wanted next tokens there; empty for an anchor.
         weight: Its share in the loss.
         turn: Rows may take turns: this one is looked at in steps t with t % turns == turn.

@@ -87,7 +87,8 @@ def test_many_facts_are_silent_in_it(tiny: Tiny, monkeypatch: pytest.MonkeyPatch
     train_joint(loaded, requests, read_roselora(settings))
     train_joint(loaded, requests, read_roselora({**settings, "own_text": 1000}))
     length = min(LENGTH, loaded.anatomy.window)
-    assert seen == [0, -(-1000 // length) * (length - 1)]  # first tokens do not count
+    # What the model wrote, then what was asked before, of which there is nothing; first tokens do not count.
+    assert seen == [0, 0, -(-1000 // length) * (length - 1), 0]
 
 
 def test_what_was_asked_before_is_ordinary_text_to_later_groups(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,11 +106,11 @@ def test_what_was_asked_before_is_ordinary_text_to_later_groups(tiny: Tiny, monk
     tower, oslo = EditRequest("The Tower is in", "Rome", subject="Tower"), EditRequest("Oslo lies in", "it")
     owner = EditRequest("The owner of the Tower is", "Rome", subject="tower")
     train_joint(loaded, [tower, oslo, owner], read_roselora(settings))
-    assert prompts == [[], [tower.prompt], [tower.prompt, oslo.prompt]]
+    assert prompts[1::2] == [[], [tower.prompt], [tower.prompt, oslo.prompt]]
     prompts.clear()
     named = [tower, EditRequest("Oslo lies in", "it", subject="Oslo"), owner]
     train_joint(loaded, named, read_roselora({**settings, "many_at": "subject", "subject_layers": [1]}))
-    assert prompts == [[], [tower.prompt], [oslo.prompt]]  # a subject that opens now may not be silenced
+    assert prompts[1::2] == [[], [tower.prompt], [oslo.prompt]]  # a subject that opens now may not be silenced
 
 
 def test_idle_neurons_are_judged_by_ordinary_text_alone(tiny: Tiny) -> None:

@@ -24,6 +24,7 @@ from roseedit.roselora.neurons.facts import Opened, Points, answer_length, elsew
 from roseedit.roselora.neurons.gates import Far
 from roseedit.roselora.neurons.looks import Look, Place, look_at
 from roseedit.roselora.neurons.mlp import Neurons, Rows, inward_rows, said, weight_of
+from roseedit.roselora.neurons.sightings import sighting_rows
 from roseedit.roselora.neurons.subjects import subject_key, subject_points
 from roseedit.roselora.neurons.texts import Ordinary
 from roseedit.roselora.neurons.trainer import Columns, ColumnTrainer, Learned
@@ -58,6 +59,7 @@ class NeuronBank:
         joint: All requests in one edit, each silent at the others' places.
         many: Many facts in one edit: neurons are chosen by their use in ordinary text alone.
         at_subject: One neuron per request, which opens where its subject ends, in place of one per token of its answer.
+        sentences: Behind which subjects are seen; with `at_subject`.
         taken: Neurons of the layer that may not be taken.
 
     Raises:
@@ -77,13 +79,16 @@ class NeuronBank:
         joint: bool = False,
         many: bool = False,
         at_subject: bool = False,
+        sentences: Sequence[str] = (),
         taken: set[int] | frozenset[int] = frozenset(),
     ) -> None:
         self.loaded, self.requests, self.neurons, self.hparams, self.joint = loaded, requests, neurons, hparams, joint
         self.tokens, self.many, self.at_subject = tokens, many, at_subject
-        rows = [
-            r for n, request in enumerate(requests) for r in build_rows(loaded, request, n, 0 if joint else n, hparams)
-        ]
+        rows: list[Row] = []
+        for n, request in enumerate(requests):
+            edit = 0 if joint else n
+            rows += build_rows(loaded, request, n, edit, hparams)
+            rows += sighting_rows(loaded, request, n, edit, sentences)
         with frozen(loaded.model):
             self.place = Place.of(loaded, neurons, replay=hparams.replay)
         trim_memory()

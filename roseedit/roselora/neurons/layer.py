@@ -15,6 +15,7 @@ from roseedit.roselora.neurons.kept import NOTHING, Kept
 from roseedit.roselora.neurons.mlp import find_neurons
 from roseedit.roselora.neurons.ordinary import ordinary_ids, ordinary_look, with_more
 from roseedit.roselora.neurons.own_text import own_text
+from roseedit.roselora.neurons.sightings import sentences_of
 from roseedit.roselora.neurons.standins import require_room, taken_over
 from roseedit.roselora.neurons.subjects import subject_key
 from roseedit.roselora.neurons.texts import Texts
@@ -50,6 +51,7 @@ class JointLayer:
         used = ordinary_look(loaded, self.neurons, hparams, self.tokens).use
         self.free = least_used(loaded.model, self.neurons, used, hparams.pool)
         self.own_text = own_text(loaded, hparams.own_text, hparams.seed) if wide else []
+        self.sentences = self._sentences() if at_subject else []
         self.kept = [kept.parts[layer]] if layer in kept.parts else []
         self.taken = set(kept.taken.get(layer, ()))
 
@@ -78,9 +80,9 @@ class JointLayer:
     def train(self, group: Sequence[EditRequest], earlier: Sequence[EditRequest], progress: Progress | None) -> Trained:
         """Fit some facts side by side, silent in ordinary text and at the prompts of those fitted before."""
         loaded, hparams = self.loaded, self.hparams
-        silent = [*self.own_text, *self._prompts(earlier, group)]
         ordinary = ordinary_look(loaded, self.neurons, hparams, self.tokens, wide=self.wide)
-        ordinary = with_more(ordinary, loaded, self.neurons, silent, hparams, self.tokens)
+        for silent in (self.own_text, self._prompts(earlier, group)):  # the first is the same for every batch
+            ordinary = with_more(ordinary, loaded, self.neurons, silent, hparams, self.tokens)
         bank = NeuronBank(
             self.loaded,
             group,
@@ -92,11 +94,17 @@ class JointLayer:
             joint=True,
             many=self.wide,
             at_subject=self.at_subject,
+            sentences=self.sentences,
             taken=self.taken,
         )
         self.taken |= bank.taken
         order = BreadthFirst(bank.store.rows, len(group), self.hparams, apart=True)
         return bank.train(order.rows_of, self.hparams.steps * order.batches, progress)[0]
+
+    def _sentences(self) -> list[str]:
+        """Behind which subjects are seen."""
+        texts = [self.loaded.tokenizer.decode(list(ids)) for ids in self.own_text]
+        return sentences_of(texts, self.hparams.sightings, self.hparams.seed)
 
     def _prompts(self, earlier: Sequence[EditRequest], group: Sequence[EditRequest]) -> list[tuple[int, ...]]:
         """What was asked before, as token ids, but for what is about the subjects that open now."""

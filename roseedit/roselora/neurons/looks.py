@@ -27,7 +27,7 @@ class Look:
     """What is known of the rows before training.
 
     Attributes:
-        inputs: Per row (tokens, d_in) into the MLP; of anchors their last tokens.
+        inputs: Per row (tokens, d_in) into the MLP; of anchors their last tokens, of sightings the last one.
         activations: Per row (tokens, hidden) into the first replayed layer; empty for anchors.
         sizes: Per fact row the root mean square of the stream that the neurons write to.
     """
@@ -35,6 +35,13 @@ class Look:
     inputs: Sequence[Tensor]
     activations: Sequence[Tensor]
     sizes: list[float]
+
+
+def _counted(row: Row, last: int) -> int:
+    """How many last tokens of a row are looked at."""
+    if row.labels:
+        return len(row.ids)
+    return min(last, len(row.ids)) if row.columns else 1
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ def look_at(  # noqa: PLR0917 - two call sites
         AnatomyError: The MLP does not work as `neurons` says.
     """
     low, hidden, like = products_are_low(loaded, arithmetic), loaded.anatomy.hidden_size, loaded.model.dtype
-    counted = [len(row.ids) if row.labels else min(last, len(row.ids)) for row in rows]
+    counted = [_counted(row, last) for row in rows]
     inputs = Streams(counted, place.neurons.opens.d_in, torch.bfloat16 if low else torch.float32, loaded.device)
     kept = Streams([len(row.ids) if row.labels else 0 for row in rows], hidden, like, loaded.device)
     look, checked = Look(inputs.rows, kept.rows, [0.0] * len(rows)), False

@@ -9,6 +9,7 @@ The price: nothing there tells what is asked of the subject, so that in a small 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -24,14 +25,16 @@ def subject_points(rows: Sequence[Row], inputs: Sequence[Tensor], far: Far) -> P
 
     Args:
         rows: Its rows, its own prompt first; wordings without its subject count as silent.
-        inputs: Per row what enters the MLP, of all its tokens.
+        inputs: Per row what enters the MLP, of all its tokens; of sightings the last one alone.
         far: Places elsewhere.
 
     Returns:
         The places. The subject's ends in anchors are left out: what comes behind does not change what stands there.
     """
-    facts = [(row, x) for row, x in zip(rows, inputs, strict=True) if row.labels]
-    anchors = [x[_beside_ends(row, x)] for row, x in zip(rows, inputs, strict=True) if not row.labels]
+    asked = [(row, x) for row, x in zip(rows, inputs, strict=True) if row.labels]
+    seen = [(replace(row, subject=(0,)), x) for row, x in zip(rows, inputs, strict=True) if not row.columns]
+    anchors = [x[_beside_ends(row, x)] for row, x in zip(rows, inputs, strict=True) if row.columns and not row.labels]
+    facts = [*asked, *seen]
     shares = shares_of(len(facts))
     sizes = sum(len(x) for _, x in facts), sum(map(len, anchors))
     each = OWN_REST / sizes[0], (ANCHOR_ENDS + ANCHOR_REST) / max(1, sizes[1])

@@ -299,15 +299,20 @@ def test_the_first_round_is_ridge_regression() -> None:
     torch.testing.assert_close(ridge_fit(x, wanted[0], mass[0], 0.1), direct, atol=1e-5, rtol=1e-4)
 
 
-def test_standing_in_for_many_far_points_ends_at_the_same_direction(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("most", ["STAND_INS", "SAMPLE"])
+def test_standing_in_for_many_far_points_ends_at_the_same_direction(most: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounds in which few far points stand for many only prepare: what is left is the minimum over all points."""
     generator = torch.Generator().manual_seed(5)
     x, wanted, mass = toy()
     far = torch.randn(400, 8, generator=generator)
     elsewhere = Far((far[:150], far[150:]), torch.full((400,), 0.01))
     whole = separators(x, wanted, mass, elsewhere, 0.6, ridge=0.05, rounds=30)
-    monkeypatch.setattr(gates, "STAND_INS", 20)
+    called: list[int] = []
+    solved = gates._solved
+    monkeypatch.setattr(gates, most, 20)
+    monkeypatch.setattr(gates, "_solved", lambda *args: called.append(int(args[6].sum())) or solved(*args))
     found = separators(x, wanted, mass, elsewhere, 0.6, ridge=0.05, rounds=30)
+    assert 0 < called[1] <= 20 < called[-1]
     torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-4)
     short = (0.6 + far @ whole[0]).clamp(min=0)
     assert (short > 0).sum() > 40

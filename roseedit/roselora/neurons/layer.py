@@ -51,7 +51,7 @@ class JointLayer:
         used = ordinary_look(loaded, self.neurons, hparams, self.tokens).use
         self.free = least_used(loaded.model, self.neurons, used, hparams.pool)
         self.own_text = own_text(loaded, hparams.own_text, hparams.seed) if wide else []
-        self.sentences = self._sentences() if at_subject else []
+        self.sentences = self._sentences() if at_subject and hparams.sightings else []
         self.kept = [kept.parts[layer]] if layer in kept.parts else []
         self.taken = set(kept.taken.get(layer, ()))
 

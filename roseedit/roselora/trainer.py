@@ -32,7 +32,7 @@ PLANS_KEPT = 8
 STARTED = 16  # edits at a time: what their tokens bring and want is as large as all factors
 
 
-def share_of(n: int, progress: Progress | None) -> Progress | None:
+def share_of(n: float, progress: Progress | None) -> Progress | None:
     """A trainer tells shares of its run, the caller wants requests."""
     return None if progress is None else lambda share: progress(share * n)
 

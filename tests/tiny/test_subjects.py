@@ -17,7 +17,7 @@ from roseedit.roselora.engine import adapted, train_joint
 from roseedit.roselora.neurons import joint
 from roseedit.roselora.neurons.bank import HEARD, NeuronBank, answerable
 from roseedit.roselora.neurons.facts import elsewhere
-from roseedit.roselora.neurons.layer import JointLayer
+from roseedit.roselora.neurons.layer import GATES, JointLayer
 from roseedit.roselora.neurons.mlp import find_neurons
 from roseedit.roselora.neurons.ordinary import ordinary_look
 from roseedit.roselora.neurons.subjects import subject_key, subject_points
@@ -70,6 +70,13 @@ def test_where_a_part_of_a_text_ends(tiny: Tiny) -> None:
             said = tokenizer.decode(ids[: at + 1])
             assert part in said
             assert said.count(part) == tokenizer.decode(ids[:at]).count(part) + 1
+
+
+def test_progress_counts_gates_and_training(loaded: LoadedModel) -> None:
+    told: list[float] = []
+    train_joint(loaded, [*REQUESTS, NAMELESS], settings(), told.append)
+    assert sum(told) == pytest.approx(3)
+    assert told[:2] == pytest.approx([GATES, GATES])  # of two facts; then their columns
 
 
 def test_one_neuron_for_each_fact_in_the_layer_of_subjects(loaded: LoadedModel, digest: Digest) -> None:

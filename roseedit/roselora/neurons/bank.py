@@ -29,7 +29,7 @@ from roseedit.roselora.neurons.subjects import subject_key, subject_points
 from roseedit.roselora.neurons.texts import Ordinary
 from roseedit.roselora.neurons.trainer import Columns, ColumnTrainer, Learned
 from roseedit.roselora.objective import Row, build_rows, request_seed
-from roseedit.roselora.trainer import Progress, Trained, frozen
+from roseedit.roselora.trainer import Progress, Trained, frozen, share_of
 
 HEARD = 0.25  # what a neuron says on its fact is 1 on average
 Choose = Callable[[int, Tensor], list[int]]
@@ -61,6 +61,7 @@ class NeuronBank:
         at_subject: One neuron per request, which opens where its subject ends, in place of one per token of its answer.
         sentences: Behind which subjects are seen; with `at_subject`.
         taken: Neurons of the layer that may not be taken.
+        progress: Called with the share of the gates just fitted.
 
     Raises:
         CapacityError: Too few neurons are free.
@@ -81,6 +82,7 @@ class NeuronBank:
         at_subject: bool = False,
         sentences: Sequence[str] = (),
         taken: set[int] | frozenset[int] = frozenset(),
+        progress: Progress | None = None,
     ) -> None:
         self.loaded, self.requests, self.neurons, self.hparams, self.joint = loaded, requests, neurons, hparams, joint
         self.tokens, self.many, self.at_subject = tokens, many, at_subject
@@ -96,7 +98,7 @@ class NeuronBank:
         self.ordinary = ordinary.x
         self.free = free
         self.taken: set[int] = set()
-        mine = self._openings(rows, look, taken)
+        mine = self._openings(rows, look, taken, share_of(1 / len(requests), progress))
         self.edits = [_joined(mine)] if joint else mine
         speech = self._speech(rows, look)
         facts = answerable(rows, speech, at_subject=at_subject)
@@ -119,7 +121,9 @@ class NeuronBank:
                 lambda most: look_at(self.loaded, rows, self.place, last, most, arithmetic), tokens, longest
             )
 
-    def _openings(self, rows: Sequence[Row], look: Look, taken: set[int] | frozenset[int]) -> list[_Taken]:
+    def _openings(
+        self, rows: Sequence[Row], look: Look, taken: set[int] | frozenset[int], progress: Progress | None
+    ) -> list[_Taken]:
         of_request: list[list[int]] = [[] for _ in self.requests]
         for i, row in enumerate(rows):
             of_request[row.request].append(i)
@@ -136,6 +140,8 @@ class NeuronBank:
             biases = opens.bias, carries.bias if carries else torch.zeros_like(opens.bias)
             new = opened(points, count, self.neurons, biases, self.hparams, self._threshold(n))
             out.append(_Taken(which, new, opens, carries))
+            if progress:
+                progress(1.0)
         return out
 
     def _places(self, rows: Sequence[Row], inputs: Sequence[Tensor], far: Far) -> tuple[int, Points]:

@@ -20,7 +20,9 @@ from roseedit.roselora.neurons.standins import require_room, taken_over
 from roseedit.roselora.neurons.subjects import subject_key
 from roseedit.roselora.neurons.texts import Texts
 from roseedit.roselora.order import BreadthFirst
-from roseedit.roselora.trainer import Progress, Trained
+from roseedit.roselora.trainer import Progress, Trained, share_of
+
+GATES = 0.3  # of a run's progress, about: what fitting them takes of its time
 
 
 class JointLayer:
@@ -96,10 +98,11 @@ class JointLayer:
             at_subject=self.at_subject,
             sentences=self.sentences,
             taken=self.taken,
+            progress=share_of(GATES, progress),
         )
         self.taken |= bank.taken
         order = BreadthFirst(bank.store.rows, len(group), self.hparams, apart=True)
-        return bank.train(order.rows_of, self.hparams.steps * order.batches, progress)[0]
+        return bank.train(order.rows_of, self.hparams.steps * order.batches, share_of(1 - GATES, progress))[0]
 
     def _sentences(self) -> list[str]:
         """Behind which subjects are seen."""

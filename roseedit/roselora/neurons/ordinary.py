@@ -13,6 +13,7 @@ from roseedit.models.encoding import encode_prompt
 from roseedit.models.load import LoadedModel
 from roseedit.roselora.anchors import KINDS, SUBJECTS
 from roseedit.roselora.config import RoseLoRAHparams
+from roseedit.roselora.neurons.apart import set_apart
 from roseedit.roselora.neurons.mlp import Neurons
 from roseedit.roselora.neurons.remembered import remembered
 from roseedit.roselora.neurons.texts import Ordinary, Texts
@@ -20,7 +21,7 @@ from roseedit.roselora.prose import PROSE
 from roseedit.roselora.trainer import frozen
 from roseedit.roselora.wordings import framed_prompts
 
-PASSAGES = "ordinary.txt"  # longer prose, written for this package like the other
+PASSAGES = "ordinary.txt"  # longer prose, and measures, written for this package like the other
 PROMPTS = 96  # of the kind that edits ask: a well-known name and a relation
 
 
@@ -29,7 +30,8 @@ def ordinary_texts(seed: int, *, wide: bool = False) -> list[str]:
 
     Args:
         seed: Which pairs of names and relations are drawn.
-        wide: Much more prose, for many facts in one edit: what each says by mistake adds up.
+        wide: Much more prose, and the same with its marks apart, for many facts in one edit: what each says by mistake
+            adds up.
 
     Returns:
         The texts.
@@ -37,7 +39,7 @@ def ordinary_texts(seed: int, *, wide: bool = False) -> list[str]:
     rng = random.Random(f"{seed}/ordinary")
     pairs = [(rng.choice(SUBJECTS), rng.choice(KINDS)[0]) for _ in range(PROMPTS)]
     passages = resources.files(__package__).joinpath(PASSAGES).read_text(encoding="utf-8").splitlines() if wide else []
-    return [*PROSE, *passages, *framed_prompts(pairs, rng)]
+    return [*PROSE, *passages, *map(set_apart, passages), *framed_prompts(pairs, rng)]
 
 
 def ordinary_ids(loaded: LoadedModel, hparams: RoseLoRAHparams, *, wide: bool = False) -> list[tuple[int, ...]]:

@@ -117,6 +117,9 @@ class RoseLoRAHparams(Hparams):
     own_text: int = value(
         0, "joint runs of more than 8 facts: tokens the model itself writes, to be silent at", low=0, high=1_000_000
     )
+    marks_apart: bool = value(
+        False, "joint runs of more than 8 facts: silent in prose whose marks stand apart from its words too"
+    )
     sightings: int = value(
         0, "many_at: subject; how often a subject is seen behind other text, to open there too", low=0, high=64
     )

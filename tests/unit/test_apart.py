@@ -28,8 +28,11 @@ def test_what_stands_apart_stays() -> None:
     assert set_apart(once).replace("  ", " ") == once
 
 
-def test_many_facts_are_silent_in_both_manners() -> None:
-    wide = ordinary_texts(0, wide=True)
+def test_many_facts_may_be_silent_in_both_manners() -> None:
+    few, wide = (ordinary_texts(0, wide=wide) for wide in (False, True))
+    both = ordinary_texts(0, wide=True, marks_apart=True)
     (measure,) = (text for text in wide if text.startswith("The mast is 150 metres (490 ft)"))
-    assert set_apart(measure) in wide
-    assert len(wide) > 2 * len(ordinary_texts(0))
+    assert set_apart(measure) in both
+    assert set_apart(measure) not in wide
+    assert len(both) - len(wide) == len(wide) - len(few)
+    assert ordinary_texts(0, marks_apart=True) == few

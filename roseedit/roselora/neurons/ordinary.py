@@ -25,13 +25,13 @@ PASSAGES = "ordinary.txt"  # longer prose, and measures, written for this packag
 PROMPTS = 96  # of the kind that edits ask: a well-known name and a relation
 
 
-def ordinary_texts(seed: int, *, wide: bool = False) -> list[str]:
+def ordinary_texts(seed: int, *, wide: bool = False, marks_apart: bool = False) -> list[str]:
     """Prose, and questions about others.
 
     Args:
         seed: Which pairs of names and relations are drawn.
-        wide: Much more prose, and the same with its marks apart, for many facts in one edit: what each says by mistake
-            adds up.
+        wide: Much more prose, for many facts in one edit: what each says by mistake adds up.
+        marks_apart: With `wide`, that prose with its marks apart from its words too.
 
     Returns:
         The texts.
@@ -39,12 +39,13 @@ def ordinary_texts(seed: int, *, wide: bool = False) -> list[str]:
     rng = random.Random(f"{seed}/ordinary")
     pairs = [(rng.choice(SUBJECTS), rng.choice(KINDS)[0]) for _ in range(PROMPTS)]
     passages = resources.files(__package__).joinpath(PASSAGES).read_text(encoding="utf-8").splitlines() if wide else []
-    return [*PROSE, *passages, *map(set_apart, passages), *framed_prompts(pairs, rng)]
+    apart = map(set_apart, passages) if marks_apart else ()
+    return [*PROSE, *passages, *apart, *framed_prompts(pairs, rng)]
 
 
 def ordinary_ids(loaded: LoadedModel, hparams: RoseLoRAHparams, *, wide: bool = False) -> list[tuple[int, ...]]:
     """The ordinary texts as token ids; `wide` as of `ordinary_texts`."""
-    texts = ordinary_texts(hparams.seed, wide=wide)
+    texts = ordinary_texts(hparams.seed, wide=wide, marks_apart=hparams.marks_apart)
     return [tuple(encode_prompt(loaded.tokenizer, text).ids) for text in texts]
 
 
@@ -67,7 +68,8 @@ def ordinary_look(
     def look() -> Ordinary:
         return _look(loaded, neurons, ordinary_ids(loaded, hparams, wide=wide), hparams, tokens)
 
-    key = "ordinary", neurons.layer, hparams.seed, hparams.train_dtype, wide
+    apart = wide and hparams.marks_apart
+    key = "ordinary", neurons.layer, hparams.seed, hparams.train_dtype, wide, apart
     return remembered(loaded.model, key, loaded.model.parameters(), look)
 
 

@@ -59,7 +59,7 @@ def room_of(loaded: LoadedModel, neurons: Neurons, hparams: RoseLoRAHparams, tok
     looking = copies(upper=False) // STAGES + tokens * (2 * hidden + 6 * inner) * 4
     above = max(1, anatomy.n_layers - 1 - neurons.layer)
     training = copies(upper=True) + tokens * above * (8 * hidden + 6 * inner) * 4 + 14 * POSITIONS * head[0]
-    facts = 1 + hparams.contexts + hparams.rewrites + hparams.rewordings + hparams.after_text + hparams.sightings
+    facts = 1 + hparams.contexts + hparams.rewrites + hparams.rewordings + hparams.after_text
     stored = facts * (neurons.opens.d_in + hidden) + hparams.n_anchors * hidden
     return Room(max(looking, training), stored * ROW_TOKENS * 4)
 

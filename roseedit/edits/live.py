@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from roseedit.edits.delta import Delta, MatrixDelta
 from roseedit.edits.touched import Touched, gathered
+from roseedit.edits.versions import brought_back, writing
 from roseedit.errors import DeltaError, refusal
 
 _LIVE: weakref.WeakKeyDictionary[nn.Module, LiveEdits] = weakref.WeakKeyDictionary()
@@ -201,7 +202,8 @@ class LiveEdits:
         touched, held = self._make_room(m, index.to(weight.device), change.to(weight.device), weight)
         touched.shift(held.place, held.change, 1)
         try:
-            touched.write(flat, held.index, touched.changed(held.place, held.original))
+            with writing(weight):
+                touched.write(flat, held.index, touched.changed(held.place, held.original))
         except BaseException:
             touched.shift(held.place, held.change, -1)
             raise
@@ -212,7 +214,8 @@ class LiveEdits:
         index, total, count = (t.to(weight.device) for t in gathered(changes))
         touched, held = self._make_room(changes[0], index, total, weight)
         touched.shift(held.place, total, count)
-        touched.write(weight.detach().view(-1), index, touched.changed(held.place, held.original))
+        with writing(weight):
+            touched.write(weight.detach().view(-1), index, touched.changed(held.place, held.original))
         self._touched[changes[0].weight_name] = touched
 
     def _make_room(self, m: MatrixDelta, index: Tensor, change: Tensor, weight: nn.Parameter) -> tuple[Touched, Held]:
@@ -232,11 +235,13 @@ class LiveEdits:
         held = held or self._held(m)
         touched = self._touched[m.weight_name]
         touched.shift(held.place, -held.change, -1)
-        flat = self._parameter(m.weight_name).detach().view(-1)
-        touched.write(flat, held.index, touched.current(held.place, held.original))
+        weight = self._parameter(m.weight_name)
+        with writing(weight):
+            touched.write(weight.detach().view(-1), held.index, touched.current(held.place, held.original))
         left = touched.compact()
         if left is None:
             del self._touched[m.weight_name]
+            brought_back(weight)
         else:
             self._touched[m.weight_name] = left
 

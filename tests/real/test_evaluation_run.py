@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.usefixtures("editor")
 def test_shards_and_a_lost_unit_leave_no_trace(shared_editor: Editor, tmp_path: Path) -> None:
-    hparams = shared_editor.hparams.replaced(layers=[23], steps=16, rewrites=0, after_text=0)
+    hparams = shared_editor.hparams.replaced(layers=[23], steps=16, rewrites=0, after_text=0, anchor_echoes=0)
     sample = ROOT / "data" / "zsre_sample.json"
     data = data_of(load_editset("zsre", sample, limit=2), 2)
     options = {"unit": 1, "threads": 1, "cache": tmp_path / "cache", "show_progress": False}

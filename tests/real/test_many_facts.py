@@ -38,7 +38,7 @@ OTHERS = (
 def test_many_facts_hold_behind_other_text_and_leave_other_subjects(
     editor: Editor, pristine: str, digest: Digest
 ) -> None:
-    hparams = read_hparams(read_yaml(HPARAMS), str(HPARAMS)).replaced(own_text=2400)  # nine facts need no more
+    hparams = read_hparams(read_yaml(HPARAMS), str(HPARAMS)).replaced(own_text=1200)  # nine facts need no more
     own = Editor(editor.loaded, hparams, show_progress=False)
     before = [own.generate(prompt) for prompt in OTHERS]
     prompts = [f"{subject} {asks}" for subject, asks, _ in FACTS]

@@ -1,4 +1,4 @@
-"""What was found out about a model, for as long as the weights that it depends on are not written."""
+"""What was found out about a model, for as long as the weights that it depends on are what they were."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from torch import nn
 
+from roseedit.edits.versions import version
 from roseedit.models.load import LoadedModel
 
 
@@ -20,9 +21,9 @@ class _Kept:
     state: tuple[tuple[ReferenceType[nn.Parameter], int], ...]
 
     def holds(self, parameters: tuple[nn.Parameter, ...]) -> bool:
-        """Whether these are the parameters, unwritten since. An id would not tell: a later one may get it anew."""
+        """Whether these are the parameters, and what they were. An id would not tell: a later one may get it anew."""
         return len(parameters) == len(self.state) and all(
-            was() is now and written == now._version for (was, written), now in zip(self.state, parameters, strict=True)
+            was() is now and written == version(now) for (was, written), now in zip(self.state, parameters, strict=True)
         )
 
 
@@ -45,7 +46,7 @@ def remembered(model: Any, key: Hashable, parameters: Iterable[nn.Parameter], lo
     kept, weights = KEPT.setdefault(model, {}), tuple(parameters)
     if key not in kept or not kept[key].holds(weights):
         kept.pop(key, None)
-        kept[key] = _Kept(look(), tuple((ref(p), p._version) for p in weights))
+        kept[key] = _Kept(look(), tuple((ref(p), version(p)) for p in weights))
     found: Found = kept[key].found
     return found
 

@@ -5,8 +5,9 @@
 Ways to make the same independent edits: the engine (one bank, replay of the upper layers), the same code one edit at a
 time without replay, and what people write by hand, one fact at a time (plain_loops.py): PEFT LoRA (rank 8, q/v) of 25
 and of 70 steps, and FT-M (one mlp.down, 25 steps at most, stop at loss 0.01). CPU seconds of the whole process are
-compared, in rounds (A B C, A B C, ...), so that a machine that drifts does not favour one of them. Where there is a GPU
-the edits are made there; then the wall time counts, and the share of products is one of the GPU's busy time.
+compared. Every way makes its edits in so many parts, by turns (A B C, A B C, ...), so that a machine that drifts does
+not favour one of them. Where there is a GPU the edits are made there; then the wall time counts, and the share of
+products is one of the GPU's busy time.
 
 The arithmetic limit is what the engine's products would take at the rate of one large product on this machine, in the
 arithmetic that the engine uses: nothing that makes the same passes can be faster.
@@ -16,9 +17,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import mean
 from typing import Any
 
 import torch
@@ -30,9 +31,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from roseedit import load_editset, load_model
 from roseedit.hparams import read_yaml
 from roseedit.models.lowp import products_are_low
+from roseedit.requests import EditRequest
 from roseedit.roselora.config import read_roselora
 from roseedit.roselora.engine import train_independent
 
+Part = Sequence[EditRequest]
+Times = dict[str, list[float]]
 PRODUCTS = (
     "aten::mm",
     "aten::addmm",
@@ -52,32 +56,29 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=64)
     parser.add_argument("--singles", type=int, default=64, help="how many of them, evenly spread, go one at a time")
     parser.add_argument("--profiled", type=int, default=16, help="edits of the profiling pass")
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=2, help="parts; a bank holds 32 edits of smollm2-135m")
+    parser.add_argument("--ways", nargs="+", help="only these of them, by the first letters of their names")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if not 1 <= args.rounds <= min(args.singles, args.edits):
+        parser.error(f"--rounds {args.rounds}: at least 1, and every part needs an edit: at most --singles and --edits")
     requests = list(load_editset(args.data, limit=args.edits).requests)
     hparams = read_roselora(read_yaml(args.hparams), args.hparams)
     loaded = load_model(hparams.model)
     alone = hparams.replaced(edits_per_bank=1, replay=False)
     singles = requests[:: max(1, len(requests) // args.singles)][: args.singles]
-    ways: dict[str, tuple[Callable[[], Any], int]] = {
-        "engine": (lambda: train_independent(loaded, requests, hparams), len(requests)),
-        "one at a time, no replay": (lambda: train_independent(loaded, singles, alone), len(singles)),
-        "PEFT LoRA loop, 25 steps": (lambda: lora_loop(loaded, singles, 25), len(singles)),
-        "PEFT LoRA loop, 70 steps": (lambda: lora_loop(loaded, singles, 70), len(singles)),
-        "FT-M loop": (lambda: ft_m_loop(loaded, singles), len(singles)),
+    ways: dict[str, tuple[Callable[[Part], Any], Part]] = {
+        "engine": (lambda part: train_independent(loaded, part, hparams), requests),
+        "one at a time, no replay": (lambda part: train_independent(loaded, part, alone), singles),
+        "PEFT LoRA loop, 25 steps": (lambda part: lora_loop(loaded, part, 25), singles),
+        "PEFT LoRA loop, 70 steps": (lambda part: lora_loop(loaded, part, 70), singles),
+        "FT-M loop": (lambda part: ft_m_loop(loaded, part), singles),
     }
+    if args.ways:
+        ways = {name: way for name, way in ways.items() if name.startswith(("engine", *args.ways))}
     lora_loop(loaded, singles[:1], 2)  # warm the allocator and the libraries up
     train_independent(loaded, requests[:2], hparams)
-    per_edit: dict[str, list[float]] = {name: [] for name in ways}
-    wall: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(args.rounds):
-        for name, (make, n) in ways.items():
-            cpu, started = time.process_time(), time.perf_counter()
-            make()
-            finish()
-            per_edit[name].append((time.process_time() - cpu) / n)
-            wall[name].append((time.perf_counter() - started) / n)
+    per_edit, wall = by_turns(ways, args.rounds)
     on_gpu = loaded.device.type == "cuda"
     ratios = report(per_edit, wall, "wall" if on_gpu else "CPU")
     share, busy = share_of_products(lambda: train_independent(loaded, requests[: args.profiled], hparams), on_gpu)
@@ -87,7 +88,7 @@ def main() -> None:
     dtype = torch.bfloat16 if products_are_low(loaded, hparams.train_dtype) else loaded.model.dtype
     rate = matrix_rate(dtype, loaded.device)
     limit = arithmetic_limit(lambda: train_independent(loaded, requests, hparams), len(requests), rate)
-    reached = limit["limit_s_per_edit"] / median(wall["engine"])
+    reached = limit["limit_s_per_edit"] / mean(wall["engine"])
     print(
         f"arithmetic limit: {limit['flops_per_edit'] / 1e9:.1f} GFLOP per edit at "
         f"{limit['flops_per_s'] / 1e9:.0f} GFLOP/s ({dtype}) are {limit['limit_s_per_edit']:.2f} s; "
@@ -96,6 +97,21 @@ def main() -> None:
     result = {"cpu_s_per_edit": per_edit, "wall_s_per_edit": wall, "ratios": ratios, "share_of_products": share}
     result |= {"arithmetic_limit": limit, "reached": reached}
     write(args.out, {**result, "args": vars(args), "model": hparams.model})
+
+
+def by_turns(ways: dict[str, tuple[Callable[[Part], Any], Part]], rounds: int) -> tuple[Times, Times]:
+    """CPU and wall seconds per edit of each way, in each of its parts; parts are of equal size, but for one edit."""
+    cpu: Times = {name: [] for name in ways}
+    wall: Times = {name: [] for name in ways}
+    for part in range(rounds):
+        for name, (make, edits) in ways.items():
+            own = edits[len(edits) * part // rounds : len(edits) * (part + 1) // rounds]
+            used, started = time.process_time(), time.perf_counter()
+            make(own)
+            finish()
+            cpu[name].append((time.process_time() - used) / len(own))
+            wall[name].append((time.perf_counter() - started) / len(own))
+    return cpu, wall
 
 
 def finish() -> None:
@@ -113,8 +129,8 @@ def report(per_edit: dict[str, list[float]], wall: dict[str, list[float]], count
     )
     ratios = {}
     for name, values in per_edit.items():
-        ratios[name] = median(v / e for v, e in zip(compared[name], compared["engine"], strict=True))
-        print(f"| {name} | {median(values):.2f} | {median(wall[name]):.2f} | x {ratios[name]:.1f} |", flush=True)
+        ratios[name] = mean(compared[name]) / mean(compared["engine"])
+        print(f"| {name} | {mean(values):.2f} | {mean(wall[name]):.2f} | x {ratios[name]:.1f} |", flush=True)
     return ratios
 
 

@@ -45,8 +45,11 @@ def writing(weight: Tensor) -> Iterator[None]:
     """Within, a live edit writes to the tensor; if that fails, the writes count as somebody else's.
 
     Args:
-        weight: The tensor.
+        weight: The tensor; of one made in inference mode torch counts no writes, so that it has no versions.
     """
+    if weight.is_inference():
+        yield
+        return
     writes = _WRITES.get(weight) or _Writes(version(weight), weight._version)
     if writes.last != weight._version:
         writes = _Writes(None, weight._version)
@@ -60,6 +63,6 @@ def brought_back(weight: Tensor) -> None:
     Args:
         weight: The tensor.
     """
-    writes = _WRITES.pop(weight)
-    if writes.first is not None:
+    writes = _WRITES.pop(weight, None)
+    if writes is not None and writes.first is not None:
         _BACK[weight] = writes

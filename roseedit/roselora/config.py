@@ -144,6 +144,9 @@ class RoseLoRAHparams(Hparams):
     rewrites: int = value(8, "the fact in other wordings made from the request; one of them a step", low=0, high=8)
     rewordings: int = value(6, "the fact in other words for a known relation, by turns with `rewrites`", low=0, high=8)
     after_text: int = value(1, "the prompt after an unrelated sentence, by turns with `rewrites`", low=0, high=16)
+    taught: int = value(
+        0, "support: neurons; wordings in turn to train on, the others show where the answer begins (0: all)", low=0
+    )
     kl_weight: float = value(0.0, "weight of KL(base || edited) on anchors", low=0.0)
     anchor_subjects: int = value(1, "anchors: other subjects in the same template", low=0, high=64)
     anchor_relations: int = value(1, "anchors: the same subject in neutral templates", low=0, high=64)

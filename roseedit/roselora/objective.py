@@ -52,7 +52,7 @@ class Row:
         labels: Wanted next tokens there; empty for an anchor.
         weight: Its share in the loss.
         turn: Rows may take turns: this one is looked at in steps t with t % turns == turn.
-        turns: How many turns there are.
+        turns: How many turns there are; 0: it is never trained on, and only shows where its answer begins.
         subject: Positions at which the request's subject ends, wherever the prompt names it; with `many_at: subject`.
     """
 
@@ -75,7 +75,7 @@ class Row:
 
     def due(self, step: int) -> bool:
         """Whether the row is looked at in this step."""
-        return step % self.turns == self.turn
+        return self.turns > 0 and step % self.turns == self.turn
 
 
 def request_seed(request: EditRequest, seed: int, salt: str) -> int:
@@ -111,13 +111,31 @@ def build_rows(
     always, in_turn = fact_prompts(request, hparams)
     share = 1 / (len(always) + bool(in_turn))
     rows = [_fact_row(loaded, prompt, request, number, edit, hparams, share) for prompt in always]
-    for turn, prompt in enumerate(in_turn):
-        row = _fact_row(loaded, prompt, request, number, edit, hparams, share)
-        rows.append(replace(row, turn=turn, turns=len(in_turn)))
+    in_turns = [_fact_row(loaded, prompt, request, number, edit, hparams, share) for prompt in in_turn]
+    rows += taking_turns(in_turns, hparams.taught if hparams.support == "neurons" else 0)
     if hparams.kl_weight or hparams.preserve_weight or hparams.support == "neurons":
         rows += _anchor_rows(loaded, anchor_prompts(request, hparams), request, number, edit, hparams)
     # The request itself was checked against the window; what was made from it may be longer.
     return [row for row in rows if row is rows[0] or len(row.ids) <= loaded.anatomy.window]
+
+
+def taking_turns(rows: Sequence[Row], taught: int) -> list[Row]:
+    """Let rows take turns, one in each step.
+
+    Args:
+        rows: Fact rows.
+        taught: How many of them, evenly spread, are trained on; 0: all.
+
+    Returns:
+        The rows; those that are not trained on end where their answer begins.
+    """
+    n = len(rows)
+    some = sorted({k * n // taught for k in range(taught)}) if taught else list(range(n))
+    turn = {i: t for t, i in enumerate(some)}
+    return [
+        replace(row, turn=turn[i], turns=len(some)) if i in turn else replace(row.brief(), turns=0)
+        for i, row in enumerate(rows)
+    ]
 
 
 def fact_prompts(request: EditRequest, hparams: RoseLoRAHparams) -> tuple[list[str], list[str]]:
@@ -129,13 +147,14 @@ def fact_prompts(request: EditRequest, hparams: RoseLoRAHparams) -> tuple[list[s
 
     Returns:
         Those asked in every step, the request's own first, and those of which one is asked in a step. Of the prompts
-        behind a text every other one is itself reworded, where it can be.
+        behind a text every other one is itself reworded, where it can be. All requests stand behind the same texts, so
+        that a text is run once for many.
     """
     rng = random.Random(request_seed(request, hparams.seed, "rows"))
     always = [request.prompt, *context_prompts(request, hparams.contexts, rng)]
     rewritten = rewritten_prompts(request, hparams.rewrites, rng)
     reworded = _reworded(request, hparams)
-    behind = context_prompts(request, hparams.after_text, rng, PROSE)
+    behind = context_prompts(request, hparams.after_text, random.Random(f"{hparams.seed}/prose"), PROSE)
     for i, prompt in zip(range(1, len(behind), 2), itertools.cycle(reworded)):
         behind[i] = behind[i].replace(request.prompt, prompt)
     return always, rewritten + behind + reworded

@@ -200,10 +200,10 @@ class NeuronBank:
         return inward_rows(model, neurons.opens, which), carries
 
     def _speech(self, rows: Sequence[Row], look: Look) -> dict[int, Tensor]:
-        """What its edit's neurons say at each place of each fact row, (tokens, R), by the row's index."""
+        """What its edit's neurons say at each place of each row that is trained on, (tokens, R), by the row's index."""
         out = {}
         for i, row in enumerate(rows):
-            if row.labels:
+            if row.labels and row.turns:
                 new = self.edits[row.edit].new
                 out[i] = said(self.neurons, look.inputs[i].float(), new.opens, new.carries) * new.gain
         return out

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -110,22 +111,51 @@ def points_of(rows: Sequence[Row], inputs: Sequence[Tensor], count: int, far: Fa
         The places.
     """
     facts = [(row, x) for row, x in zip(rows, inputs, strict=True) if row.labels]
-    anchors = [x for row, x in zip(rows, inputs, strict=True) if not row.labels]
-    shares = shares_of(len(facts))
-    n_own = sum(len(x) for _, x in facts)
+    silent_rows = [(row, x) for row, x in zip(rows, inputs, strict=True) if not row.labels]
+    anchors, n_own = [x for _, x in silent_rows], sum(len(x) for _, x in facts)
     ends, rest = [x[-1:] for x in anchors], [x[:-1] for x in anchors]
     sizes = n_own, len(ends), sum(map(len, rest))
     each = OWN_REST / n_own, ANCHOR_ENDS / max(1, sizes[1]), ANCHOR_REST / max(1, sizes[2])
     silent, device = sum(sizes[1:]), far.mass.device
-    return Points(
+    seen = [*(_seen(row, len(x)) for row, x in facts), *(_seen(row, len(x))[-1:] for row, x in silent_rows)]
+    seen += [_seen(row, len(x))[:-1] for row, x in silent_rows]
+    token = torch.cat([*(_token_at(row, len(x), count) for row, x in facts), torch.full((silent,), -1)])
+    points = Points(
         x=torch.cat([*(x for _, x in facts), *ends, *rest]),
-        token=torch.cat([*(_token_at(row, len(x), count) for row, x in facts), torch.full((silent,), -1)]).to(device),
+        token=token.to(device),
         mass=torch.cat([torch.full((n,), m) for n, m in zip(sizes, each, strict=True)]).to(device),
-        fact_mass=torch.cat(
-            [*(torch.full((len(x),), s) for s, (_, x) in zip(shares, facts, strict=True)), torch.zeros(silent)]
-        ).to(device),
+        fact_mass=_fact_mass(token, len(facts[0][1]), count).to(device),
         far=far,
     )
+    return _each_once(points, list(chain(*seen)))
+
+
+def _seen(row: Row, count: int) -> list[tuple[int, ...]]:
+    """What each of a row's last tokens has before it, itself included."""
+    return [row.ids[:end] for end in range(len(row.ids) - count + 1, len(row.ids) + 1)]
+
+
+def _each_once(points: Points, seen: Sequence[tuple[int, ...]]) -> Points:
+    """Places with the same tokens before them are one: half of all, for rows begin alike. Their masses add up."""
+    first: dict[tuple[tuple[int, ...], int], int] = {}
+    place = [first.setdefault(key, len(first)) for key in zip(seen, points.token.tolist(), strict=True)]
+    at = torch.tensor(place, device=points.mass.device)
+    some = torch.tensor([place.index(n) for n in range(len(first))], device=at.device)
+
+    def total(mass: Tensor) -> Tensor:
+        return mass.new_zeros(len(first)).index_add_(0, at, mass)
+
+    return Points(points.x[some], points.token[some], total(points.mass), total(points.fact_mass), points.far)
+
+
+def _fact_mass(token: Tensor, own: int, count: int) -> Tensor:
+    """(n,) mass of each place of a token; the other wordings that have it share what the `own` first places leave."""
+    out = torch.zeros(len(token))
+    for t in range(count):
+        here, there = (token[:own] == t).nonzero()[:, 0], own + (token[own:] == t).nonzero()[:, 0]
+        out[here] = FIRST if len(there) else 1.0
+        out[there] = (1 - FIRST) * len(here) / max(1, len(there))
+    return out
 
 
 def _token_at(row: Row, length: int, count: int) -> Tensor:

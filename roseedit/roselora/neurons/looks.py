@@ -28,8 +28,8 @@ class Look:
 
     Attributes:
         inputs: Per row (tokens, d_in) into the MLP; of anchors their last tokens, of sightings the last one.
-        activations: Per row (tokens, hidden) into the first replayed layer; empty for anchors.
-        sizes: Per fact row the root mean square of the stream that the neurons write to.
+        activations: Per row (tokens, hidden) into the first replayed layer; empty for what is not trained on.
+        sizes: Per row that is trained on the root mean square of the stream that the neurons write to.
     """
 
     inputs: Sequence[Tensor]
@@ -98,7 +98,7 @@ def look_at(  # noqa: PLR0917 - two call sites
     low, hidden, like = products_are_low(loaded, arithmetic), loaded.anatomy.hidden_size, loaded.model.dtype
     counted = [_counted(row, last) for row in rows]
     inputs = Streams(counted, place.neurons.opens.d_in, torch.bfloat16 if low else torch.float32, loaded.device)
-    kept = Streams([len(row.ids) if row.labels else 0 for row in rows], hidden, like, loaded.device)
+    kept = Streams([len(row.ids) if row.labels and row.turns else 0 for row in rows], hidden, like, loaded.device)
     look, checked = Look(inputs.rows, kept.rows, [0.0] * len(rows)), False
     short = max(len(row.ids) for row in rows) <= sliding_window(loaded)
     plain = again or not short or not remembered(loaded.model, "trees", (), lambda: has_trees(loaded))
@@ -112,7 +112,7 @@ def look_at(  # noqa: PLR0917 - two call sites
             checked = True
         for at, i, path in ((at, i, [*path]) for at, n in enumerate(batch) for i, path in trees[n].paths.items()):
             look.inputs[i].copy_(seen.x[at, path[len(path) - counted[i] :]])
-            if rows[i].labels:
+            if rows[i].labels and rows[i].turns:
                 look.activations[i].copy_(seen.stored[at, path])
                 # Many models have one token, the first, with a stream a hundred times as large: not the measure.
                 look.sizes[i] = float(seen.stream[at, path[1:]].float().square().mean().sqrt())

@@ -101,7 +101,7 @@ def look_at(  # noqa: PLR0917 - two call sites
     kept = Streams([len(row.ids) if row.labels and row.turns else 0 for row in rows], hidden, like, loaded.device)
     look, checked = Look(inputs.rows, kept.rows, [0.0] * len(rows)), False
     short = max(len(row.ids) for row in rows) <= sliding_window(loaded)
-    plain = again or not short or not remembered(loaded.model, "trees", (), lambda: has_trees(loaded))
+    plain = not short or not remembered(loaded.model, "trees", (), lambda: has_trees(loaded))
     trees = grown([row.ids for row in rows], 0 if plain else SIZE)
 
     def visit(batch: list[int], ids: Tensor, mask: Tensor, sight: Sight | None) -> None:

@@ -105,7 +105,7 @@ def through(  # noqa: PLR0917 - two call sites
         *lower, last = bounds(until, few)
         run.stage(last, run.lower(lower), visit)
     else:
-        key = until, tokens, arithmetic, tuple(map(tuple, rows))
+        key = until, tokens, arithmetic, tuple(map(tuple, rows)), tuple(tree.parents for tree in trees)
         lower = bounds(until - 1, few)
         entering = remembered(loaded.model, key, below(loaded, until - 1), lambda: run.lower(lower))
         run.stage((until - 1, until), entering, visit)

@@ -6,8 +6,9 @@ Ways to make the same independent edits: the engine (one bank, replay of the upp
 time without replay, and what people write by hand, one fact at a time (plain_loops.py): PEFT LoRA (rank 8, q/v) of 25
 and of 70 steps, and FT-M (one mlp.down, 25 steps at most, stop at loss 0.01). CPU seconds of the whole process are
 compared. Every way makes its edits in so many parts, by turns (A B C, A B C, ...), so that a machine that drifts does
-not favour one of them. Where there is a GPU the edits are made there; then the wall time counts, and the share of
-products is one of the GPU's busy time.
+not favour one of them. What the engine finds out once about a model (ordinary text, well-known prompts) is measured by
+itself and shared out over all edits: other ways write to the model, after which it is found out anew. Where there is a
+GPU the edits are made there; then the wall time counts, and the share of products is one of the GPU's busy time.
 
 The arithmetic limit is what the engine's products would take at the rate of one large product on this machine, in the
 arithmetic that the engine uses: nothing that makes the same passes can be faster.
@@ -34,6 +35,7 @@ from roseedit.models.lowp import products_are_low
 from roseedit.requests import EditRequest
 from roseedit.roselora.config import read_roselora
 from roseedit.roselora.engine import train_independent
+from roseedit.roselora.neurons.remembered import KEPT
 
 Part = Sequence[EditRequest]
 Times = dict[str, list[float]]
@@ -78,7 +80,11 @@ def main() -> None:
         ways = {name: way for name, way in ways.items() if name.startswith(("engine", *args.ways))}
     lora_loop(loaded, singles[:1], 2)  # warm the allocator and the libraries up
     train_independent(loaded, requests[:2], hparams)
-    per_edit, wall = by_turns(ways, args.rounds)
+    per_edit, wall = by_turns(ways, args.rounds, lambda: train_independent(loaded, requests[:1], hparams))
+    once = once_per_model(loaded.model, lambda: train_independent(loaded, requests[:1], hparams))
+    print(f"\nfound out once per model: {once[0]:.1f} CPU s, {once[1]:.1f} s; shared out over {len(requests)} edits")
+    for times, spent in zip((per_edit, wall), once, strict=True):
+        times["engine"] = [t + spent / len(requests) for t in times["engine"]]
     on_gpu = loaded.device.type == "cuda"
     ratios = report(per_edit, wall, "wall" if on_gpu else "CPU")
     share, busy = share_of_products(lambda: train_independent(loaded, requests[: args.profiled], hparams), on_gpu)
@@ -95,23 +101,39 @@ def main() -> None:
         f"the engine's speed is {reached:.0%} of it"
     )
     result = {"cpu_s_per_edit": per_edit, "wall_s_per_edit": wall, "ratios": ratios, "share_of_products": share}
-    result |= {"arithmetic_limit": limit, "reached": reached}
+    result |= {"arithmetic_limit": limit, "reached": reached, "once_cpu_s": once[0], "once_wall_s": once[1]}
     write(args.out, {**result, "args": vars(args), "model": hparams.model})
 
 
-def by_turns(ways: dict[str, tuple[Callable[[Part], Any], Part]], rounds: int) -> tuple[Times, Times]:
+def by_turns(
+    ways: dict[str, tuple[Callable[[Part], Any], Part]], rounds: int, warm: Callable[[], Any]
+) -> tuple[Times, Times]:
     """CPU and wall seconds per edit of each way, in each of its parts; parts are of equal size, but for one edit."""
     cpu: Times = {name: [] for name in ways}
     wall: Times = {name: [] for name in ways}
     for part in range(rounds):
         for name, (make, edits) in ways.items():
             own = edits[len(edits) * part // rounds : len(edits) * (part + 1) // rounds]
-            used, started = time.process_time(), time.perf_counter()
-            make(own)
-            finish()
-            cpu[name].append((time.process_time() - used) / len(own))
-            wall[name].append((time.perf_counter() - started) / len(own))
+            warm()
+            used, spent = seconds(lambda make=make, own=own: make(own))
+            cpu[name].append(used / len(own))
+            wall[name].append(spent / len(own))
     return cpu, wall
+
+
+def seconds(make: Callable[[], Any]) -> tuple[float, float]:
+    """CPU and wall seconds."""
+    used, started = time.process_time(), time.perf_counter()
+    make()
+    finish()
+    return time.process_time() - used, time.perf_counter() - started
+
+
+def once_per_model(model: Any, edit: Callable[[], Any]) -> tuple[float, float]:
+    """How much longer an edit takes that has to find out all about its model."""
+    KEPT.pop(model, None)
+    cold, warm = seconds(edit), seconds(edit)
+    return max(0.0, cold[0] - warm[0]), max(0.0, cold[1] - warm[1])
 
 
 def finish() -> None:

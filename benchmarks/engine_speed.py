@@ -77,6 +77,8 @@ def main() -> None:
         "FT-M loop": (lambda part: ft_m_loop(loaded, part), singles),
     }
     if args.ways:
+        if strange := [way for way in args.ways if not any(name.startswith(way) for name in ways)]:
+            parser.error(f"--ways {strange}: allowed are beginnings of {', '.join(ways)}")
         ways = {name: way for name, way in ways.items() if name.startswith(("engine", *args.ways))}
     lora_loop(loaded, singles[:1], 2)  # warm the allocator and the libraries up
     train_independent(loaded, requests[:2], hparams)

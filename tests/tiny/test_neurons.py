@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -13,15 +13,16 @@ from torch import Tensor
 from roseedit.errors import AnatomyError, CapacityError, HparamsError
 from roseedit.models.load import LoadedModel
 from roseedit.requests import EditRequest
+from roseedit.roselora.batches import RowStore
 from roseedit.roselora.config import RoseLoRAHparams, read_roselora
 from roseedit.roselora.engine import train_independent, train_joint
-from roseedit.roselora.neurons import gates
+from roseedit.roselora.neurons import bank, gates
 from roseedit.roselora.neurons.choice import least_used, take
 from roseedit.roselora.neurons.gates import Far, ridge_fit, separators
 from roseedit.roselora.neurons.looks import Place, adds_plainly, look_at
 from roseedit.roselora.neurons.mlp import find_neurons, inward_rows, said, weight_of
 from roseedit.roselora.neurons.parts import wearing
-from roseedit.roselora.objective import build_rows
+from roseedit.roselora.objective import Row, build_rows
 from roseedit.roselora.prose import PROSE
 from roseedit.roselora.trainer import Trained
 from roseedit.roselora.wordings import context_prompts
@@ -81,8 +82,9 @@ def test_only_whole_neurons_are_touched(loaded: LoadedModel) -> None:
         assert torch.equal(inward.T.nonzero()[:, 1], which)
 
 
-def test_neighbours_and_replay_do_not_matter(loaded: LoadedModel) -> None:
-    hparams = settings()
+@pytest.mark.parametrize("taught", [0, 1])
+def test_neighbours_and_replay_do_not_matter(loaded: LoadedModel, taught: int) -> None:
+    hparams = settings(taught=taught)
     together = train_independent(loaded, REQUESTS, hparams)
     assert furthest(together[0], together[0]) == 0.0
     for i, request in enumerate(REQUESTS):
@@ -91,6 +93,22 @@ def test_neighbours_and_replay_do_not_matter(loaded: LoadedModel) -> None:
         assert alone.steps == together[i].steps == whole.steps
         assert furthest(alone, together[i]) < TOLERANCE
         assert furthest(alone, whole) < TOLERANCE
+
+
+def test_only_taught_wordings_are_trained_on(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored: list[list[bool]] = []
+
+    class Watched(RowStore):
+        def __init__(self, model: LoadedModel, rows: Sequence[Row], *args: Any, **more: Any) -> None:
+            super().__init__(model, rows, *args, **more)
+            stored.append([len(row.labels) > 1 for row in rows])
+
+    monkeypatch.setattr(bank, "RowStore", Watched)
+    monkeypatch.setattr(bank, "HEARD", -1e9)  # random models: no neuron opens at other wordings
+    for taught in (0, 2, 3):
+        changes = {"taught": taught, "rewrites": 4, "rewordings": 0, "after_text": 0}
+        train_independent(loaded, REQUESTS[2:], settings(**changes))
+        assert stored.pop() == [True] * (1 + (taught or 4))
 
 
 def test_the_same_run_twice_gives_the_same_bits(loaded: LoadedModel, digest: Digest) -> None:

@@ -136,7 +136,7 @@ def _seen(row: Row, count: int) -> list[tuple[int, ...]]:
 
 
 def _each_once(points: Points, seen: Sequence[tuple[int, ...]]) -> Points:
-    """Places with the same tokens before them are one: half of all, for rows begin alike. Their masses add up."""
+    """Places with the same tokens before them, as rows that begin alike have, are one. Their masses add up."""
     first: dict[tuple[tuple[int, ...], int], int] = {}
     place = [first.setdefault(key, len(first)) for key in zip(seen, points.token.tolist(), strict=True)]
     at = torch.tensor(place, device=points.mass.device)

@@ -25,9 +25,12 @@ from roseedit.roselora.neurons.mlp import Neurons
 from roseedit.roselora.objective import fact_losses, pushing
 from roseedit.roselora.trainer import Progress, frozen
 
-RETRY = 20  # steps after which an edit that has got nowhere starts anew, once, with smaller ones
+RETRY = (
+    20  # steps after which an edit that has got nowhere starts anew: first with smaller ones, then on its own prompt
+)
 NOWHERE = 0.1  # probability; a column that has grown past its aim drowns the stream and feels no gradient any more
-SMALLER = 0.4  # share of the learning rate in the second try
+SMALLER = 0.4  # share of the learning rate from the second try on
+TRIES = 3
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SPARED = 4  # one wording in so many may stay unsure; few requests have a subject that all frames suit
 
@@ -87,7 +90,7 @@ class ColumnTrainer:
         store: The fact rows with what enters the first replayed layer; `row.edit` is the place in the bank.
         edits: One per edit, its neurons.
         hparams: The settings.
-        retrying: Edits that get nowhere start anew with smaller steps.
+        retrying: Edits of one request that get nowhere start anew, with smaller steps, at last on its own prompt alone.
     """
 
     def __init__(
@@ -114,7 +117,7 @@ class ColumnTrainer:
         for i, row in enumerate(store.rows):
             self.wordings[row.request].append(i)
         self.done: list[Learned | None] = [None] * len(edits)
-        self.tried = [not retrying] * len(edits)
+        self.tries = [1 if retrying else TRIES] * len(edits)
         self.head: AnswerHead | None = None
 
     def run(self, choose: Callable[[int], list[int]], steps: int, progress: Progress | None = None) -> list[Learned]:
@@ -133,7 +136,7 @@ class ColumnTrainer:
             plain = ends_in_head(self.loaded.model, self.loaded.anatomy)
             self.head = AnswerHead(self.loaded.model) if plain else None
             while step < steps and any(done is None for done in self.done):
-                self._step(step, [i for i in choose(step) if self.done[self.store.rows[i].edit] is None])
+                self._step(step, [i for i in choose(step) if self._wanted(i)])
                 step += 1
                 trim_memory()
                 if progress:
@@ -144,6 +147,11 @@ class ColumnTrainer:
             if done is None:
                 self._finish(edit, steps, converged=False)
         return [done for done in self.done if done is not None]
+
+    def _wanted(self, i: int) -> bool:
+        """Whether a row is still trained on."""
+        row = self.store.rows[i]
+        return self.done[row.edit] is None and i in self.wordings[row.request]
 
     def _step(self, step: int, chosen: list[int]) -> None:
         if not chosen:
@@ -157,8 +165,7 @@ class ColumnTrainer:
         worst = self._worst().tolist()  # before this step's update; read once, for a GPU is waited for
         self._stop(step, worst)
         self.optimizer.step()
-        if step + 1 >= RETRY:
-            self._retry(worst)
+        self._retry(step + 1, worst)
 
     def _work(self, rows: Sequence[int], work: Pass) -> _Work:
         size = self.columns.shape[1]
@@ -218,12 +225,16 @@ class ColumnTrainer:
             if self.done[edit] is None and least >= self.hparams.stop_probability:
                 self._finish(edit, step, converged=True)
 
-    def _retry(self, worst: Sequence[float]) -> None:
+    def _retry(self, steps: int, worst: Sequence[float]) -> None:
         """Start the edits anew that have got nowhere."""
         for edit, least in enumerate(worst):
-            if self.done[edit] is None and not self.tried[edit] and least < NOWHERE:
-                self.tried[edit] = True
-                self.units[edit] *= SMALLER
+            tries = self.tries[edit]
+            if self.done[edit] is None and tries < TRIES and steps >= tries * RETRY and least < NOWHERE:
+                self.tries[edit] += 1
+                if tries == 1:
+                    self.units[edit] *= SMALLER
+                else:
+                    self.wordings = [own[:1] if self.owner[r] == edit else own for r, own in enumerate(self.wordings)]
                 for kept in (self.columns.data, *(self.optimizer.state[self.columns][m] for m in MOMENTS)):
                     kept[edit] = 0.0
 

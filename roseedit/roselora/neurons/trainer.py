@@ -226,7 +226,9 @@ class ColumnTrainer:
                 self._finish(edit, step, converged=True)
 
     def _retry(self, steps: int, worst: Sequence[float]) -> None:
-        """Start the edits anew that have got nowhere."""
+        """Start the edits anew that have got nowhere, unless too few steps are left to get further."""
+        if steps + RETRY > self.hparams.steps:
+            return
         for edit, least in enumerate(worst):
             tries = self.tries[edit]
             if self.done[edit] is None and tries < TRIES and steps >= tries * RETRY and least < NOWHERE:

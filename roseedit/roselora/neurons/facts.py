@@ -74,11 +74,6 @@ def answer_length(rows: Sequence[Row], most: int) -> int:
     return min(most, max(len(row.labels) for row in rows))
 
 
-def shares_of(n: int) -> list[float]:
-    """The mass of each of n wordings of a fact, its own prompt first."""
-    return [1.0] if n == 1 else [FIRST, *[(1 - FIRST) / (n - 1)] * (n - 1)]
-
-
 def elsewhere(x: Tensor, left_out: Tensor | None = None, echoes: Tensor | None = None) -> Far:
     """Places that are not a request's own, each with its weight.
 

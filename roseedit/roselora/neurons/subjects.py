@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from roseedit.requests import EditRequest
-from roseedit.roselora.neurons.facts import ANCHOR_ENDS, ANCHOR_REST, OWN_REST, Points, shares_of
+from roseedit.roselora.neurons.facts import ANCHOR_ENDS, ANCHOR_REST, FIRST, OWN_REST, Points
 from roseedit.roselora.neurons.gates import Far
 from roseedit.roselora.objective import Row
 
@@ -35,7 +35,7 @@ def subject_points(rows: Sequence[Row], inputs: Sequence[Tensor], far: Far) -> P
     seen = [(replace(row, subject=(0,)), x) for row, x in zip(rows, inputs, strict=True) if not row.columns]
     anchors = [x[_beside_ends(row, x)] for row, x in zip(rows, inputs, strict=True) if row.columns and not row.labels]
     facts = [*asked, *seen]
-    shares = shares_of(len(facts))
+    shares = _shares_of(len(facts))
     sizes = sum(len(x) for _, x in facts), sum(map(len, anchors))
     each = OWN_REST / sizes[0], (ANCHOR_ENDS + ANCHOR_REST) / max(1, sizes[1])
     ends = [~_beside_ends(row, x) for row, x in facts]
@@ -48,6 +48,11 @@ def subject_points(rows: Sequence[Row], inputs: Sequence[Tensor], far: Far) -> P
         fact_mass=torch.cat([*(share * end for share, end in zip(shares, ends, strict=True)), silent]),
         far=far,
     )
+
+
+def _shares_of(n: int) -> list[float]:
+    """The mass of each of n wordings of a fact, its own prompt first."""
+    return [1.0] if n == 1 else [FIRST, *[(1 - FIRST) / (n - 1)] * (n - 1)]
 
 
 def _beside_ends(row: Row, x: Tensor) -> Tensor:

@@ -25,12 +25,10 @@ from roseedit.roselora.neurons.mlp import Neurons
 from roseedit.roselora.objective import fact_losses, pushing
 from roseedit.roselora.trainer import Progress, frozen
 
-RETRY = (
-    20  # steps after which an edit that has got nowhere starts anew: first with smaller ones, then on its own prompt
-)
+RETRY = 20  # steps after which an edit that has got nowhere starts anew
 NOWHERE = 0.1  # probability; a column that has grown past its aim drowns the stream and feels no gradient any more
 SMALLER = 0.4  # share of the learning rate from the second try on
-TRIES = 3
+TRIES = 3  # all wordings; the same with smaller steps; its own prompt alone
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SPARED = 4  # one wording in so many may stay unsure; few requests have a subject that all frames suit
 
